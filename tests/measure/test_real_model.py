@@ -1,0 +1,40 @@
+"""One look at the real model and the real text; they are fetched if the cache does not hold them."""
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trimtab.core.errors import ModelError
+from trimtab.data.text import documents
+from trimtab.data.windows import encoder, evaluation_windows
+from trimtab.host.gguf_import import ROUNDED, asset_model, history, resolve_model
+from trimtab.measure.perplexity import bits_per_byte, perplexity, token_losses
+from trimtab.measure.text import generate
+from trimtab.measure.text_bytes import scored_bytes, token_bytes
+
+
+@pytest.mark.real
+def test_the_real_model_reads_the_real_text_as_well_as_it_should() -> None:
+    folder = resolve_model("asset:smollm2-135m")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.num_parameters() == 134_515_008
+    assert history(asset_model()) == ROUNDED
+    windows = evaluation_windows("asset:boolq", tokenizer, count=8, length=512, seed=0)
+    losses = token_losses(model, windows)
+    found = perplexity(losses)
+    assert abs(found.value - 19) < 3 * found.stderr < 8
+    assert 0.9 < bits_per_byte(losses, scored_bytes(tokenizer, windows)).value < 1.1
+    assert "Paris" in generate(model, tokenizer, "The capital of France is", 4)
+
+
+@pytest.mark.real
+def test_the_real_tokenizer_accounts_for_every_byte() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("asset:smollm2-135m"))
+    sizes, encode = token_bytes(tokenizer), encoder(tokenizer)
+    for text in documents("asset:boolq")[:50]:
+        assert sizes[list(encode(text))].sum() == len(text.encode())
+
+
+def test_other_names_are_left_alone_and_unknown_assets_refused() -> None:
+    assert resolve_model("some/name") == "some/name"
+    with pytest.raises(ModelError, match=r"no model is called 'asset:smollm'; did you mean 'asset:smollm2-135m'\?"):
+        resolve_model("asset:smollm")

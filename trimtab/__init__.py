@@ -1,0 +1,71 @@
+"""trimtab: make a pretrained language model smaller by composable published methods, and prove what that cost.
+
+    import trimtab
+
+    done = trimtab.compress("path/or/hub-name", "gptq(bits=3)", out="smaller")
+    print(done.report.markdown())
+
+Importing this package imports neither torch nor transformers; it only leaves word that transformers, whenever it is loaded,
+shall know how to open what trimtab wrote.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trimtab.host.register import install
+
+if TYPE_CHECKING:
+    from trimtab.core.card import Card, Claim
+    from trimtab.core.recipe import Calibration, Recipe, Step, Where
+    from trimtab.core.registry import get as method
+    from trimtab.core.report import Measurement, Report
+    from trimtab.host.checkpoint import load, save
+    from trimtab.host.compress import compress, plan
+    from trimtab.measure import measure as evaluate
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Calibration": "core.recipe",
+    "Card": "core.card",
+    "Claim": "core.card",
+    "Measurement": "core.report",
+    "Recipe": "core.recipe",
+    "Report": "core.report",
+    "Step": "core.recipe",
+    "Where": "core.recipe",
+    "compress": "host.compress",
+    "evaluate": "measure",
+    "load": "host.checkpoint",
+    "method": "core.registry",
+    "plan": "host.compress",
+    "save": "host.checkpoint",
+}
+
+_THERE = {"evaluate": "measure", "method": "get"}  # names that would collide with a room, or say too little here
+
+__all__ = [
+    "Calibration",
+    "Card",
+    "Claim",
+    "Measurement",
+    "Recipe",
+    "Report",
+    "Step",
+    "Where",
+    "compress",
+    "evaluate",
+    "load",
+    "method",
+    "plan",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
+    return getattr(import_module(f"trimtab.{_WHERE[name]}"), _THERE.get(name, name))
+
+
+install()

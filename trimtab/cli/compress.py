@@ -1,0 +1,130 @@
+"""`trimtab compress` and `trimtab plan`: the same words, once carried out and once only looked at."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimtab.cli import show
+from trimtab.cli.options import Device, Dtype, Json, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli.progress import working
+from trimtab.cli.request import Request, Shown, knob_rows, understand
+from trimtab.core.errors import UsageError
+from trimtab.core.progress import Progress
+
+if TYPE_CHECKING:
+    from trimtab.core.progress import Watcher
+    from trimtab.core.recipe import Recipe
+    from trimtab.host.compress import Compressed
+
+COMPRESS = """Compress a model and write the result as an ordinary Hugging Face folder, or nothing at all.
+
+What to do is a recipe file (--recipe), one method with its knobs (--method gptq --bits 3; list them with
+--method gptq --help) or an expression (--do "wanda(pattern='2:4') -> gptq(bits=4)")."""
+PLAN = """Say what `trimtab compress` with the same words would do, and how large the result would be. Changes nothing."""
+WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def register(app: typer.Typer) -> None:
+    app.command("compress", help=COMPRESS, context_settings=WORDS)(compress)
+    app.command("plan", help=PLAN, context_settings=WORDS)(compress)
+
+
+def compress(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Folder, hub name, or asset:smollm2-135m.", show_default=False),
+    ] = None,
+    out: Annotated[str | None, typer.Option("-o", "--output-dir", metavar="OUT", help="Folder to write.")] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="FILE", help="A YAML recipe.")] = None,
+    method: Annotated[str | None, typer.Option(metavar="ID", help="One method; its knobs become options.")] = None,
+    do: Annotated[str | None, typer.Option(metavar="EXPRESSION", help='Such as "gptq(bits=3)".')] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only these matrices; may be repeated.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Not these matrices; may be repeated.")] = None,
+    text: Annotated[str | None, typer.Option(help="Calibration text: .txt, .jsonl or asset:squad-drop.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Calibration tokens in all.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per window.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows per forward pass.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides the windows shown and all randomness.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    packed: Annotated[bool, typer.Option("--packed", help="Store sparse results compactly, not as matrices with zeros.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder, once the new one is whole.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    help: Annotated[bool, typer.Option("--help", help="Show this message, with --method ID also its knobs.")] = False,
+) -> None:
+    if help:
+        _help(ctx, method)
+        return
+    shown = Shown(text, tokens, length, batch, seed)
+    asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown)
+    model, steps = understand(asked)
+    if dry_run or ctx.info_name == "plan":
+        _plan(model, steps, dtype, json, quiet, verbose)
+        return
+    if out is None:
+        raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
+    with working(quiet, verbose) as watch:
+        before = folder_size(model)  # now: the result may replace it
+        done = _run(model, steps, out, watch, packed=packed, overwrite=overwrite, dtype=dtype_of(dtype), device=device_of(device))
+    if json:
+        sizes = {"bytes_before": before, "bytes_after": folder_size(out)}
+        show.as_json({"model": model, "output_dir": str(done.folder), **sizes, "report": done.report.json()})
+    else:
+        _tell(done, before, folder_size(out), profile)
+
+
+def _run(model: str, recipe: "Recipe", out: str, watch: "Watcher", **how: Any) -> "Compressed":
+    from trimtab.host.compress import compress
+
+    return compress(model, recipe, out, watch=watch, **how)
+
+
+def _tell(done: "Compressed", before: float | None, after: float | None, profile: bool) -> None:
+    show.report(done.report)
+    if profile:
+        show.profile(done.report.profile)
+    typer.echo(f"size: {show.change(before, after)}; peak memory {show.size(done.report.peak_memory)}")
+    typer.echo(f"written: {done.folder}")
+    typer.echo(f"next: trimtab measure {done.folder}")
+
+
+def folder_size(model: str) -> float | None:
+    """Bytes of the weight files of a model folder; None where the model is no folder of this machine."""
+    from trimtab.host.gguf_import import resolve_model
+    from trimtab.measure.size import file_bytes
+
+    folder = Path(resolve_model(model)).expanduser()
+    return file_bytes(folder).value if folder.is_dir() else None
+
+
+def _plan(model: str, recipe: "Recipe", dtype: str | None, json: bool, quiet: bool, verbose: bool) -> None:
+    with working(quiet, verbose) as watch:
+        watch(Progress("load", 0, 1, model))
+        from trimtab.host.compress import plan
+
+        found = plan(model, recipe, dtype=dtype_of(dtype))
+    if json:
+        show.as_json(found.json())
+    else:
+        show.plan(found)
+
+
+def _help(ctx: typer.Context, method: str | None) -> None:
+    rows = []
+    if method is not None:
+        from trimtab.core.registry import get
+
+        rows = knob_rows(get(method))
+    typer.echo(ctx.get_help())
+    if method is not None:
+        show.table(("knob", "default", "values", "what it is"), rows, title=f"knobs of {method}")
+
+
+def _options(ctx: typer.Context) -> list[str]:
+    return [name for parameter in ctx.command.params for name in parameter.opts if name.startswith("--")]

@@ -1,0 +1,133 @@
+"""How the command line behaves whatever it does: exit codes, one-line errors, results on stdout and everything else on stderr.
+
+Scripts depend on these, so they are in one place. A traceback is for whoever wants to mend trimtab: `-v` or TRIMTAB_DEBUG=1.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any, TextIO
+
+import typer
+
+from trimtab.core.errors import TrimtabError, UsageError
+
+OFF = ("", "0", "false", "no", "off")
+HUSH = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+# Typer brings click along, under a name that differs between its versions; this is click's UsageError in all of them.
+ParseError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class Exit(IntEnum):
+    """Every exit code there is."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    RESUMABLE = 75  # stopped safely, the same command goes on from there; nothing does that yet
+    INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """Ctrl-C, in a form that the option parser does not turn into something of its own."""
+
+
+def is_set(variable: str) -> bool:
+    """Whether an on/off environment variable is on."""
+    return os.environ.get(variable, "").strip().lower() not in OFF
+
+
+def wants_traceback(args: Sequence[str]) -> bool:
+    return is_set("TRIMTAB_DEBUG") or any(arg in ("-v", "--verbose") for arg in args)
+
+
+def finish(work: Callable[[], object], tracebacks: bool) -> int:
+    """Runs `work`; whatever happens becomes an exit code and at most one line on stderr."""
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else Exit.OK
+    except (Interrupted, KeyboardInterrupt, typer.Abort):
+        complain("interrupted; nothing was left half-written", "")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); a second complaint at exit is prevented by giving stdout a new end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if tracebacks:
+            traceback.print_exc()
+        return _explained(error, tracebacks)
+
+
+def _explained(error: Exception, traced: bool) -> int:
+    if isinstance(error, TrimtabError):
+        complain(str(error))
+        return Exit.USAGE if isinstance(error, UsageError) else Exit.FAILURE
+    if isinstance(error, ParseError):
+        complain(_parse_message(error))
+        return Exit.USAGE
+    hint = "" if traced else "; run again with -v to see where"
+    complain(f"unexpected {type(error).__name__}: {error}{hint}")
+    return Exit.FAILURE
+
+
+def _parse_message(error: Any) -> str:
+    command = error.ctx.command_path if error.ctx else "trimtab"
+    message = error.format_message()
+    return f"{message[:1].lower()}{message[1:].rstrip('.')} (see {command} --help)"
+
+
+def complain(message: str, kind: str = "error: ") -> None:
+    """One line on stderr."""
+    print(f"trimtab: {kind}{one_line(message)}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def plain_dashes(args: Sequence[str]) -> list[str]:
+    """`--group_size` means `--group-size`; values and everything after `--` stay as they are."""
+    end = args.index("--") if "--" in args else len(args)
+    return [_dashed(arg) for arg in args[:end]] + list(args[end:])
+
+
+def _dashed(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value if arg.startswith("--") and " " not in name else arg
+
+
+@contextmanager
+def hushed(verbose: bool) -> Iterator[None]:
+    """What libraries say is shown with -v only. They read the variables when they are imported, so that belongs inside."""
+    if verbose:
+        yield
+        return
+    ours = {name: value for name, value in HUSH.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_ours
+            yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _show_ours(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if f"{os.sep}trimtab{os.sep}" in filename and issubclass(category, UserWarning):
+        complain(str(message), "warning: ")

@@ -1,0 +1,45 @@
+"""Options that several commands share, so that they are spelled and explained once."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimtab.core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub name, or asset:smollm2-135m.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks, and what the libraries say.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for what is not compressed. (default: as stored)")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ... (default: cpu)")]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def dtype_of(name: str | None) -> "torch.dtype | None":
+    """Raises `UsageError` for a name that is not in `DTYPES`."""
+    import torch
+
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise UsageError(f"--dtype cannot be {name!r}{did_you_mean(name, DTYPES)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def device_of(name: str | None) -> Any:
+    """A device that works here, or `UsageError`."""
+    import torch
+
+    if name is None:
+        return None
+    try:
+        torch.empty(1, device=name)
+    # Which exception a missing device raises depends on the device.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return torch.device(name)

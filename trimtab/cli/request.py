@@ -1,0 +1,174 @@
+"""From the words of a command to a recipe: `--recipe FILE`, `--method ID --bits 3`, or `--do "gptq(bits=3)"`.
+
+A method's options are its knobs, so they are not declared to the option parser: it hands on every word it does not know, and
+here they are read against the method that was named.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from trimtab.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from trimtab.core.kinds import Method
+    from trimtab.core.knobs import Knob
+    from trimtab.core.recipe import Recipe, Step, Where
+
+YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What replaces the recipe's own calibration and seed; None leaves it."""
+
+    text: str | None = None
+    tokens: int | None = None
+    length: int | None = None
+    batch: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one command asked for. words: what the option parser left over, a model and knobs. options: those it knows."""
+
+    words: Sequence[str]
+    options: Sequence[str]
+    recipe: str | None = None
+    method: str | None = None
+    do: str | None = None
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    shown: Shown = Shown()
+
+
+def understand(asked: Request) -> tuple[str, "Recipe"]:
+    """(model, recipe). Raises `UsageError` for anything that is unknown, missing or contradictory."""
+    model, values = _sort_words(asked)
+    made = _calibrated(_recipe(asked, values), asked.shown)
+    if model is None:
+        raise UsageError("no model given; write e.g. trimtab compress asset:smollm2-135m --method gptq -o smaller")
+    return model, made
+
+
+def _recipe(asked: Request, values: dict[str, Any]) -> "Recipe":
+    from trimtab.core.expression import make
+    from trimtab.core.recipe import Recipe, Step, Where
+
+    given = [f"--{name}" for name in ("recipe", "method", "do") if getattr(asked, name) is not None]
+    if len(given) != 1:
+        raise UsageError(f"give one of --recipe, --method and --do; given: {' and '.join(given) or 'none'}")
+    where = Where(tuple(asked.only), tuple(asked.skip))
+    if asked.method is not None:
+        return Recipe((Step(make(asked.method, values), where),))
+    if asked.do is not None:
+        return _restricted(Recipe.of(asked.do), where)
+    if where != Where():
+        raise UsageError("--only and --skip do not go with --recipe; write `where:` into the recipe's steps")
+    return Recipe.read(str(asked.recipe))
+
+
+def _restricted(recipe: "Recipe", where: "Where") -> "Recipe":
+    """Steps that go matrix by matrix get the restriction; the others work on the whole model and have none."""
+    from trimtab.core.kinds import LinearMethod
+    from trimtab.core.recipe import Where
+
+    if where == Where():
+        return recipe
+    if not any(isinstance(step.method, LinearMethod) for step in recipe.steps):
+        raise UsageError(f"--only and --skip choose matrices, and {recipe} does not go matrix by matrix; leave them out")
+
+    def narrowed(step: "Step") -> "Step":
+        return replace(step, where=where) if isinstance(step.method, LinearMethod) else step
+
+    return replace(recipe, steps=tuple(map(narrowed, recipe.steps)))
+
+
+def _calibrated(recipe: "Recipe", shown: Shown) -> "Recipe":
+    changed = {name: value for name, value in vars(shown).items() if value is not None and name != "seed"}
+    seed = recipe.seed if shown.seed is None else shown.seed
+    return replace(recipe, calibration=replace(recipe.calibration, **changed), seed=seed)
+
+
+def _sort_words(asked: Request) -> tuple[str | None, dict[str, Any]]:
+    """The model (the one word that is neither a knob nor its value) and the knobs' values."""
+    known = _knobs(asked.method)
+    models: list[str] = []
+    values: dict[str, Any] = {}
+    words = iter(asked.words)
+    for word in words:
+        if not word.startswith("-") or word == "-":
+            models.append(word)
+            continue
+        name, value = _knob(word, known, asked)
+        values[name] = _value(known[name], word, next(words, None) if value is None else value)
+    if len(models) > 1:
+        raise UsageError(f"one model at a time, got {' and '.join(models)}")
+    return (models[0] if models else None), values
+
+
+def _knobs(method: str | None) -> dict[str, "Knob"]:
+    if method is None:
+        return {}
+    from trimtab.core.knobs import knobs
+    from trimtab.core.registry import get
+
+    return knobs(get(method))
+
+
+def _knob(word: str, known: dict[str, "Knob"], asked: Request) -> tuple[str, Any]:
+    """The knob that an option names, and its value if the word holds it."""
+    option, equals, value = word.partition("=")
+    name = option.removeprefix("--").replace("-", "_")
+    if name in known and option.startswith("--"):
+        if known[name].type is bool and not equals:
+            return name, True
+        return name, value if equals else None
+    positive = name.removeprefix("no_")
+    if positive in known and known[positive].type is bool and not equals:
+        return positive, False
+    raise UsageError(_unknown(option, known, asked))
+
+
+def _unknown(option: str, known: dict[str, "Knob"], asked: Request) -> str:
+    spelled = [spelling for name in known for spelling in spellings(name, known[name])]
+    close = get_close_matches(option, [*spelled, *asked.options], n=1, cutoff=0.75)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    if asked.method is None:
+        return f"there is no option {option}{hint}; the knobs of a method go with --method (see trimtab methods ID)"
+    return f"{asked.method} has no knob {option}{hint}; its knobs are {', '.join(spelled) or 'none'}"
+
+
+def _value(knob: "Knob", word: str, given: Any) -> Any:
+    """Of the knob's type where the text allows it; where not, the method itself says what is wrong with it."""
+    if given is None:
+        raise UsageError(f"{word} needs a value: {knob.help}, {knob.range()}")
+    if isinstance(given, bool):
+        return given
+    if knob.type is bool:
+        return YES_NO.get(given.lower(), given)
+    try:
+        return knob.type(given)
+    except ValueError:
+        return given
+
+
+def spellings(name: str, knob: "Knob") -> list[str]:
+    """How a knob is written on the command line."""
+    dashed = name.replace("_", "-")
+    return [f"--{dashed}", f"--no-{dashed}"] if knob.type is bool else [f"--{dashed}"]
+
+
+def knob_rows(method: "type[Method]") -> list[tuple[str, str, str, str]]:
+    """(option, default, range, help) of every knob of a method."""
+    from trimtab.core.knobs import defaults, knobs
+
+    standard = defaults(method)
+    found = knobs(method)
+    return [("/".join(spellings(n, k)), str(standard.get(n, "")), _range(k), k.help) for n, k in found.items()]
+
+
+def _range(knob: "Knob") -> str:
+    return "yes or no" if knob.type is bool else "text" if knob.parse is not None else knob.range()

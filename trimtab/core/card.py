@@ -1,0 +1,40 @@
+"""What a method says about itself, and what it promises."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Fidelity = Literal["exact", "reconstructed", "variant"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An inequality between two recipe expressions, measured on the same tokens.
+
+    `metric` is what both sides are measured by ("ppl": mean negative log-likelihood per token, nats, lower is better).
+    `left` and `right` are recipe expressions such as `"gptq(bits=3)"`; `relation` is "<" or ">".
+    `published` quotes the paper's own pair of numbers.
+    """
+
+    name: str
+    left: str
+    relation: Literal["<", ">"]
+    right: str
+    metric: Literal["ppl"] = "ppl"
+    published: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Identity of a method. `id` equals the file name; `fidelity` says how close to the paper the code is.
+
+    exact: formulas and defaults as published or as in the authors' code, up to what the module docstring says.
+    reconstructed: parts had to be filled in. variant: deliberately different.
+    """
+
+    id: str
+    title: str
+    paper: str
+    fidelity: Fidelity
+    claims: tuple[Claim, ...] = ()
+    beside: tuple[str, ...] = ()

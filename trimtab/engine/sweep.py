@@ -1,0 +1,254 @@
+"""The block-wise stream: calibration activations pass through the model one block at a time, without tracing it.
+
+Every block is first replaced by a recorder that passes its input on and keeps its arguments (masks, rotary tables, whatever
+the family passes), and the model runs once per batch - almost free, since no block computes. Then the real blocks are driven
+one by one with the recorded arguments. At any moment the memory holds the weights, one block in float32, its statistics and
+the calibration activations; nothing depends on the architecture beyond "a list of blocks, hidden states first".
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.anatomy import Anatomy, Watch
+from trimtab.core.errors import ModelError
+from trimtab.core.kinds import Statistic
+from trimtab.core.places import Site
+from trimtab.core.report import Profile
+
+Needs = Mapping[Site, Sequence[type[Statistic]]]
+Stats = dict[type, Tensor]
+
+
+@dataclass
+class Observed:
+    """What one pass over a block saw: statistics by site, and of the block as a whole."""
+
+    sites: dict[Site, Stats]
+    block: Stats
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one block in one batch, besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Stream:
+    """Hidden states between two blocks, per batch, and the arguments of every block.
+
+    Computes in float32 whatever the weights are stored in (float64 stays float64).
+    """
+
+    def __init__(self, anatomy: Anatomy, batches: Sequence[Tensor], profile: Profile | None = None):
+        """batches: token ids [windows, length] each. Raises `ModelError` if the blocks cannot be driven one by one."""
+        self.anatomy = anatomy
+        self.profile = profile or Profile()
+        with self.profile("record"), torch.no_grad():
+            self.forms = _forms(anatomy, batches[0][:1, :8])
+            self.hidden: list[Tensor] = []
+            self.calls: list[list[Call]] = [[] for _ in anatomy.blocks]
+            for ids in batches:
+                self._record(ids)
+
+    @torch.no_grad()
+    def drive(self, block: int, batch: int) -> Tensor:
+        """Output [windows, length, width] of a block, as the model is now, on this stream's input."""
+        call = self.calls[block][batch]
+        return _first(self.anatomy.blocks[block](self.hidden[batch], *call.args, **call.kwargs))
+
+    def collect(self, block: int, needs: Needs, of_block: Sequence[type[Statistic]] = (), advance: bool = False) -> Observed:
+        """Run all batches through a block and gather statistics; `advance` also moves the stream to its outputs."""
+        tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
+        outputs = advance or bool(of_block)
+        if outputs or tally.needs:
+            with _float32(self.anatomy.blocks[block]), self.profile("forward"):
+                for batch, entering in enumerate(self.hidden):
+                    with Watch(self.anatomy, tuple(tally.needs), tally.see, stop=not outputs):
+                        leaving = self.drive(block, batch)
+                    if outputs:
+                        tally.see_block(entering, leaving)
+                    if advance:
+                        self.hidden[batch] = leaving
+        return tally.finish(self.hidden[0].device)
+
+    def advance(self, block: int) -> None:
+        """Replace the hidden states by the outputs of the block as it is now."""
+        with _float32(self.anatomy.blocks[block]), self.profile("forward"):
+            for batch in range(len(self.hidden)):
+                self.hidden[batch] = self.drive(block, batch)
+
+    @torch.no_grad()
+    def logits(self, batch: int, ids: Tensor) -> Tensor:
+        """What the model says [windows, length, vocabulary] if its last block gave this stream's hidden states."""
+        output = self.hidden[batch]
+        stand_ins = [_Constant(b, form, output) for b, form in zip(self.anatomy.blocks, self.forms, strict=True)]
+        with _replaced(self.anatomy.blocks, stand_ins):
+            logits: Tensor = self.anatomy.model(ids, use_cache=False).logits
+        return logits
+
+    def _record(self, ids: Tensor) -> None:
+        blocks = self.anatomy.blocks
+        last = len(blocks) - 1
+        recorders = [_Recorder(b, form, i == last) for i, (b, form) in enumerate(zip(blocks, self.forms, strict=True))]
+        with _replaced(blocks, recorders), suppress(_LastBlockReached):
+            self.anatomy.model(ids, use_cache=False)
+        if not all(len(r.calls) == 1 for r in recorders):
+            raise ModelError("the model does not call each of its blocks once per forward pass; it cannot be streamed")
+        self.hidden.append(_raised(recorders[0].calls[0][0]))
+        for block, recorder in enumerate(recorders):
+            _, args, kwargs = recorder.calls[0]
+            self.calls[block].append(Call(_raised(args), _raised(kwargs)))
+
+
+class _Tally:
+    """Statistics in the making. Sites that share an input share one state: it is updated for the first of them."""
+
+    def __init__(self, needs: Needs, of_block: Sequence[type[Statistic]], profile: Profile):
+        self.needs, self.profile = needs, profile
+        self.states: dict[Site, dict[Any, Any]] = {site: {} for site in needs}
+        self.whole: dict[Any, Any] = dict.fromkeys(of_block)
+
+    def see(self, sites: Sequence[Site], x: Tensor) -> None:
+        with self.profile("statistics"):
+            done: dict[Any, Any] = {}
+            for site in sites:
+                for statistic in self.needs[site]:
+                    if statistic not in done:
+                        state = self.states[site].get(statistic) or statistic.start(site.shape, x.device)
+                        done[statistic] = statistic.update(state, x)
+                    self.states[site][statistic] = done[statistic]
+
+    def see_block(self, entering: Tensor, leaving: Tensor) -> None:
+        with self.profile("statistics"):
+            for statistic, state in self.whole.items():
+                state = state or statistic.start((0, 0), entering.device)
+                self.whole[statistic] = statistic.update(state, entering.flatten(0, -2), leaving.flatten(0, -2))
+
+    def finish(self, device: torch.device) -> Observed:
+        with self.profile("statistics"):
+            done: dict[tuple[type, int], Tensor] = {}
+            sites: dict[Site, Stats] = {}
+            for site, wanted in self.needs.items():
+                sites[site] = {}
+                for statistic in wanted:  # an expert that no token reached has no state yet
+                    state = self.states[site].get(statistic) or statistic.start(site.shape, device)
+                    key = (statistic, id(state))
+                    if key not in done:
+                        done[key] = statistic.finish(state)
+                    sites[site][statistic] = done[key]
+            return Observed(sites, {s: s.finish(state) for s, state in self.whole.items()})
+
+
+class _LastBlockReached(Exception):
+    """Everything is recorded; the norm and the head need not be computed."""
+
+
+class _StandIn(nn.Module):
+    """In a block's place: looks like it from outside and answers in its return form."""
+
+    def __init__(self, block: nn.Module, form: type):
+        super().__init__()
+        self.__dict__["block"] = block  # not registered: its parameters must not be seen twice
+        self.form = form
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)
+
+    def answer(self, hidden: Tensor) -> Any:
+        return (hidden,) if self.form is tuple else hidden
+
+
+class _Recorder(_StandIn):
+    """Passes its input on and keeps what it was called with."""
+
+    def __init__(self, block: nn.Module, form: type, last: bool):
+        super().__init__(block, form)
+        self.last = last
+        self.__dict__["calls"] = []
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append((hidden_states, args, kwargs))
+        if self.last:
+            raise _LastBlockReached
+        return self.answer(hidden_states)
+
+
+class _Constant(_StandIn):
+    """Answers with a known output."""
+
+    def __init__(self, block: nn.Module, form: type, output: Tensor):
+        super().__init__(block, form)
+        self.__dict__["output"] = output
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.answer(self.__dict__["output"])
+
+
+@contextmanager
+def _replaced(blocks: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
+    real = list(blocks)
+    try:
+        for i, stand_in in enumerate(stand_ins):
+            blocks[i] = stand_in
+        yield
+    finally:
+        for i, block in enumerate(real):
+            blocks[i] = block
+
+
+@contextmanager
+def _float32(block: nn.Module) -> Iterator[None]:
+    """Inside, the parameters of a half-precision block are float32; afterwards they are the very same tensors as before."""
+    kept = [(p, p.data) for p in block.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
+
+
+def _forms(anatomy: Anatomy, ids: Tensor) -> list[type]:
+    """How each block returns: a tuple or a tensor. Asked by one run over a few tokens."""
+    forms: list[type] = [Tensor] * len(anatomy.blocks)
+
+    def note(index: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            forms[index] = tuple if isinstance(output, tuple) else Tensor
+
+        return hook
+
+    handles = [block.register_forward_hook(note(i)) for i, block in enumerate(anatomy.blocks)]
+    try:
+        anatomy.model(ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return forms
+
+
+def _first(output: Any) -> Tensor:
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
+def _raised(value: Any) -> Any:
+    """Half-precision tensors anywhere in the arguments, as float32."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    if isinstance(value, tuple | list):
+        return type(value)(map(_raised, value))
+    if isinstance(value, dict):
+        return {k: _raised(v) for k, v in value.items()}
+    return value

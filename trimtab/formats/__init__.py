@@ -1,0 +1,42 @@
+"""Containers: the ways a weight matrix can be stored. `dense()` defines each of them."""
+
+from trimtab.core.kinds import LinearWeight
+from trimtab.formats.bitplanes import BitPlanes
+from trimtab.formats.codebook import Codebook
+from trimtab.formats.dense import Dense
+from trimtab.formats.forward import linear
+from trimtab.formats.grouped import Grouped, check_group_size
+from trimtab.formats.lowrank import Chain, low_rank
+from trimtab.formats.masked import Masked
+from trimtab.formats.nm import NM
+from trimtab.formats.registry import FORMATS, build, layout
+from trimtab.formats.rotated import Rotated
+from trimtab.formats.sum import Sum
+
+_OURS: tuple[type[LinearWeight], ...] = (Dense, Masked, NM, Grouped, BitPlanes, Codebook, Chain, Sum, Rotated)
+FORMATS.update({format.kind: format for format in _OURS})
+
+
+def is_plain(weight: LinearWeight) -> bool:
+    """Whether a weight is an ordinary matrix, which an ordinary layer holds."""
+    return isinstance(weight, Dense)
+
+
+__all__ = [
+    "FORMATS",
+    "NM",
+    "BitPlanes",
+    "Chain",
+    "Codebook",
+    "Dense",
+    "Grouped",
+    "Masked",
+    "Rotated",
+    "Sum",
+    "build",
+    "check_group_size",
+    "is_plain",
+    "layout",
+    "linear",
+    "low_rank",
+]

@@ -1,0 +1,43 @@
+"""Between containers and plain matrices: what an ordinary layer would hold, and what a spec will cost."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.core.errors import UsageError
+from trimtab.formats.dense import Dense
+from trimtab.formats.masked import Masked
+from trimtab.formats.nm import NM
+from trimtab.formats.registry import layout
+from trimtab.tensors.masks import Pattern
+
+
+def plain(weight: Dense | Masked | NM) -> Tensor:
+    """[out, in] in the dtype of the stored values, zeros where nothing is stored."""
+    if isinstance(weight, Dense):
+        return weight.weight
+    return weight.dense().to(weight.values.dtype)
+
+
+def stored_bits(spec: Mapping[str, Any]) -> float:
+    """Bits per weight that a container of this spec takes, to the byte, before there is one."""
+    size = sum(prod(shape) * dtype.itemsize for shape, dtype in layout(spec).values())
+    out, inputs = spec["shape"]
+    return 8 * size / float(out * inputs)
+
+
+def low_rank_spec(shape: tuple[int, int], rank: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The spec of `low_rank` factors of this rank."""
+    (out, inputs), name = shape, str(dtype).removeprefix("torch.")
+    parts = [{"kind": Dense.kind, "shape": s, "dtype": name} for s in ([out, rank], [rank, inputs])]
+    return {"kind": "chain", "shape": [out, inputs], "parts": parts}
+
+
+def check_pattern(pattern: str, in_features: int, where: str) -> None:
+    """N:M groups must tile the inputs. Raises `UsageError` naming the place."""
+    m = Pattern.parse(pattern).m
+    if m and in_features % m:
+        raise UsageError(f"pattern {pattern} needs in % {m} == 0: {where} has in={in_features}; skip it or use another M")

@@ -1,0 +1,193 @@
+"""What must hold for a model folder before anything in it reaches transformers.
+
+A folder is data from outside. The stock loader reads shards outside of it when the index says so, builds a million
+layers when the config says so, passes unknown keys of config.json on as attributes, and takes pickles; none of that is
+needed to open a model. So: plain safetensors inside the folder, a config of sane sizes, no key that selects code.
+"""
+
+import json
+import re
+import stat
+import warnings
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from trimtab.core.errors import ModelError
+
+LARGEST_JSON = 1 << 26
+MOST_LAYERS = 2000
+# What a config may not choose: code, other files, other places, how the model is run.
+DROPPED = re.compile(
+    r"auto_map|trust_remote_code|_?(attn|experts)_implementation\w*|fusion_config|kernel_config|distributed_config"
+    r"|transformers_weights|\w*name_or_path|_commit_hash|base_model_\w+_plan|custom_generate"
+)
+# Size-like keys by how they are spelled in config.json, and the range each may have.
+RANGES = (
+    (re.compile(r"num_hidden_layers|n_layers?|num_layers"), 1, MOST_LAYERS),
+    (re.compile(r"\w*_layers"), 0, MOST_LAYERS),
+    (re.compile(r"vocab_size"), 1, 1 << 24),
+    (re.compile(r"hidden_size|n_embd|d_model|head_dim|num_attention_heads|n_heads?|intermediate_size|ffn_dim"), 1, 1 << 24),
+    (re.compile(r"\w*(experts|heads|_dim|_rank)"), 0, 1 << 24),
+)
+READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
+QUANT_METHODS = ("trimtab", "compressed-tensors")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a dict without the keys a file may not set (a warning names them). Raises `ModelError`."""
+    config = read_json(folder / "config.json")
+    dropped = sorted(_drop(config))
+    if dropped:
+        warnings.warn(f"{folder / 'config.json'}: ignored {', '.join(dropped)}, which files may not set", stacklevel=3)
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{folder / 'config.json'} names no model_type; trimtab opens transformers models")
+    _check_sizes(config, folder / "config.json")
+    _check_method(config, folder)
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object: no duplicate keys, no NaN or infinite numbers, at most 64 MB. Raises `ModelError` naming the file."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"larger than {LARGEST_JSON} bytes")
+        content = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing; that is no complete model folder") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not readable: {error}") from error
+    return content
+
+
+def check_links(folder: Path) -> None:
+    """No file that takes part in loading may lead out of the folder, except into the blobs of its own hub cache."""
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+    for path in folder.iterdir():
+        if path.suffix not in READ:
+            continue
+        real = path.resolve()
+        if real.parent not in (home, blobs):
+            raise ModelError(f"{path} leads out of the model folder, to {real}; copy the file into the folder")
+        if path.exists() and not stat.S_ISREG(real.stat().st_mode):
+            raise ModelError(f"{path} is not a regular file")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the model, one or the shards of the index. Raises `ModelError`."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise ModelError(_no_weights(folder))
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
+        raise ModelError(f"{index} has no weight_map")
+    files = []
+    for name in sorted(set(placed.values())):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index} names {name!r:.200}, which is no safetensors file in this folder")
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing; fetch or write the model again")
+        files.append(folder / name)
+    _check_index(index, placed, files)
+    return files
+
+
+def weights_in(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, from the headers alone. Raises `ModelError` for a damaged file or a tensor that is in two."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{file} is damaged or no safetensors file ({error}); fetch or write it again") from error
+        twice = sorted(found.keys() & shapes.keys())
+        if twice:
+            raise ModelError(f"{file} holds {twice[0]}, which another file of the model holds too")
+        found.update(shapes)
+    return found
+
+
+def elements(shapes: dict[str, tuple[int, ...]]) -> int:
+    """How many numbers the tensors have in all."""
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def _check_index(index: Path, placed: dict[str, str], files: list[Path]) -> None:
+    for file in files:
+        there = weights_in([file]).keys()
+        listed = {tensor for tensor, name in placed.items() if name == file.name}
+        for tensor in sorted(listed ^ there):
+            state = "does not hold" if tensor in listed else "holds, against the index,"
+            raise ModelError(f"{file} {state} {tensor}: {index.name} belongs to other files; fetch or write the model again")
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if pickles:
+        return f"{folder} has its weights in {pickles[0]}, which can carry code; convert them to safetensors first"
+    if (folder / "adapter_config.json").exists():
+        return f"{folder} is an adapter, not a model; merge it into its base model first"
+    return f"{folder} has no model.safetensors; that is no complete model folder"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return made
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"the number {text} is not finite")
+    return value
+
+
+def _drop(config: Any) -> set[str]:
+    """Removes, at any depth, what a config may not set; the names of what had a value."""
+    dropped: set[str] = set()
+    if isinstance(config, list):
+        return dropped.union(*map(_drop, config))
+    if not isinstance(config, dict):
+        return dropped
+    for key in [key for key in config if DROPPED.fullmatch(key)]:
+        if config.pop(key) not in (None, "", False) and not key.endswith("name_or_path"):
+            dropped.add(key)
+    return dropped.union(*(_drop(value) for key, value in config.items() if key != "quantization_config"))
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    for key, value in config.items():
+        if isinstance(value, dict) and key != "quantization_config":
+            _check_sizes(value, path)
+        for pattern, low, high in RANGES:
+            if pattern.fullmatch(key) and isinstance(value, int) and not isinstance(value, bool):
+                if not low <= value <= high:
+                    raise ModelError(f"{path}: {key} is {value:.4g}; trimtab opens models with {low} to {high}")
+                break
+
+
+def _check_method(config: dict[str, Any], folder: Path) -> None:
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        config.pop("quantization_config", None)
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method not in QUANT_METHODS:
+        raise ModelError(
+            f"{folder} is quantized by {method!r:.40}, which trimtab does not open; start from the model before that"
+        )

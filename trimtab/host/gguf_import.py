@@ -1,0 +1,69 @@
+"""A GGUF file becomes an ordinary model folder, once.
+
+`from_pretrained(gguf_file=...)` dequantizes, but the result refuses to be saved because its config still says that it is
+quantized. So the weights are moved into a plain model of the same class. They are stored in float32: dequantized 4-bit
+values (scale * code + minimum) do not fit bfloat16, and rounding them again would change the baseline.
+"""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from trimtab.core.errors import ModelError, did_you_mean
+from trimtab.data.assets import MODEL, cached, fetch
+
+SOURCE = "source.json"
+ROUNDED = "matrices were rounded to 4 bits (groups of 32) before we got them"
+ASSET_MODEL = "asset:smollm2-135m"
+
+
+def resolve_model(name_or_path: str) -> str:
+    """The folder behind "asset:smollm2-135m"; any other name is returned as it is. Raises ModelError on other assets."""
+    if not name_or_path.startswith("asset:"):
+        return name_or_path
+    if name_or_path != ASSET_MODEL:
+        raise ModelError(f"no model is called {name_or_path!r}{did_you_mean(name_or_path, [ASSET_MODEL])}")
+    return str(asset_model())
+
+
+def asset_model() -> Path:
+    """Folder of SmolLM2-135M-Instruct in float32 (0.54 GB), fetched and converted at the first call."""
+    ((name, digest),) = MODEL.files.items()
+    return cached(f"smollm2-135m-{digest[:8]}", lambda folder: import_gguf(fetch(MODEL) / name, folder, ROUNDED))
+
+
+def import_gguf(file: Path, folder: Path, note: str) -> None:
+    """Write the model and tokenizer of a GGUF file into `folder`, float32, with a source.json that keeps `note`."""
+    where: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    plain = dequantized(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where))
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    with file.open("rb") as data:
+        digest = hashlib.file_digest(data, "sha256").hexdigest()
+    record = {"file": file.name, "sha256": digest, "note": note}
+    (folder / SOURCE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def dequantized(model: Any) -> Any:
+    """The same weights in a model whose config no longer says that it is quantized."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
+    plain.tie_weights()
+    plain.generation_config = GenerationConfig.from_model_config(config)
+    return plain.eval()
+
+
+def history(folder: Path) -> str | None:
+    """What happened to a model's weights before it was imported, to be said with every result; None if nothing is known."""
+    path = folder / SOURCE
+    if not path.is_file():
+        return None
+    note: str | None = json.loads(path.read_text(encoding="utf-8")).get("note")
+    return note

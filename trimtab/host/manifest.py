@@ -1,0 +1,99 @@
+"""`trimtab.json`: what a folder consists of, so that a flipped bit, a lost shard or a foreign file is noticed on opening.
+
+safetensors files carry no checksum, and a set of shards has nothing that ties its members together; this file is both.
+README.md may be edited and dotfiles may come and go (hubs add theirs): neither takes part in loading.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trimtab.core.errors import ModelError
+
+NAME = "trimtab.json"
+FORMAT = 1
+LARGEST = 1 << 24
+PACKAGES = ("trimtab", "torch", "transformers")
+
+
+def write(folder: Path) -> None:
+    """Writes the manifest of everything that is in `folder` now."""
+    names = [name for name in _files(folder) if name != NAME]
+    entries = {
+        name: {"sha256": digest, "size": (folder / name).stat().st_size}
+        for name, digest in zip(names, _digests(folder, names), strict=True)
+    }
+    content = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "files": entries,
+    }
+    (folder / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def verify(folder: Path) -> None:
+    """Raises `ModelError` naming the first file that is missing, changed, or not in the manifest. None there: no check."""
+    if not (folder / NAME).exists():
+        return
+    entries = _entries(folder)
+    there = {name for name in _files(folder) if name != NAME and not _is_dotted(name)}
+    for name in sorted(there - entries.keys()):
+        if name != "README.md":
+            raise ModelError(f"{folder / name} was added after the model was written; move it elsewhere")
+    checked = [name for name in sorted(entries) if name != "README.md"]
+    for name in checked:
+        if name not in there:
+            raise ModelError(f"{folder / name} is missing; fetch or write the model again")
+        if (folder / name).stat().st_size != entries[name]["size"]:
+            raise ModelError(f"{folder / name} has changed size; fetch or write the model again")
+    for name, digest in zip(checked, _digests(folder, checked), strict=True):
+        if digest != entries[name]["sha256"]:
+            raise ModelError(f"{folder / name} has changed (its sha256 differs); fetch or write the model again")
+
+
+def _entries(folder: Path) -> Mapping[str, Any]:
+    path = folder / NAME
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"larger than {LARGEST} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r:.40}; this version reads {FORMAT}")
+        entries = content["files"]
+        if not isinstance(entries, dict) or not all({"sha256", "size"} <= entry.keys() for entry in entries.values()):
+            raise ValueError("its entries need sha256 and size")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} is not readable as a manifest: {error}") from error
+    return entries
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _is_dotted(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _digests(folder: Path, names: Iterable[str]) -> list[str]:
+    # hashlib lets go of the interpreter while it works, so two shards are hashed at a time.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(lambda name: _digest(folder / name), names))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,148 @@
+"""How well a model predicts text: nats per token, perplexity, bits per byte.
+
+Windows are the independent observations, tokens inside one are not: every standard error is taken over windows.
+Logits are what costs memory here (length x vocabulary), so they are made a slice at a time: where the logits of one window
+are too many, the body runs once, the input of the output head is kept, and the head is fed slices of it. What the model
+does to its logits afterwards (soft capping, scaling) thus stays the model's own business.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from trimtab.core.errors import DataError, ModelError
+from trimtab.core.report import Measurement
+
+LOGIT_BYTES = 256 * 2**20  # logits of one slice together with their log-softmax
+
+
+@torch.no_grad()
+def token_losses(model: PreTrainedModel, windows: Tensor, batch: int = 4) -> Tensor:
+    """[n, length-1] float64: nats of every token but the first of each window, given those before it.
+
+    windows: [n, length] int64. batch: windows in one forward pass, fewer where their logits would not fit.
+    Logits in the model's dtype, log-softmax in float32 (float64 for a float64 model).
+    Raises DataError for windows shorter than 2, ModelError when a loss is not finite.
+    """
+    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
+        raise DataError(f"windows must be [n, length >= 2], got {list(windows.shape)}; use at least one window of 2 tokens")
+    size = positions_at_once(model)
+    with evaluating(model):
+        parts = [_losses(model, ids.to(model.device), size).cpu() for ids in windows.split(_rows(windows, batch, size))]
+    losses = torch.cat(parts)
+    _check_finite(losses)
+    return losses
+
+
+def positions_at_once(model: PreTrainedModel) -> int:
+    """How many positions' logits fit into `LOGIT_BYTES`."""
+    vocabulary: int = model.config.get_text_config().vocab_size
+    width = 8 if model.dtype == torch.float64 else 4
+    return max(1, LOGIT_BYTES // (2 * width * vocabulary))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside, the previous mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _rows(windows: Tensor, batch: int, size: int) -> int:
+    return max(1, min(batch, size // windows.shape[1]))
+
+
+def _losses(model: PreTrainedModel, ids: Tensor, size: int) -> Tensor:
+    targets = ids[:, 1:].flatten()
+    slices = zip(_logits(model, ids, size), targets.split(size), strict=True)
+    return torch.cat([_cross_entropy(logits, wanted) for logits, wanted in slices]).view(len(ids), -1)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, targets, reduction="none").double()
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, size: int) -> Iterator[Tensor]:
+    """Slices [<= size, vocabulary] of the logits at all positions but the last of each window."""
+    head = model.get_output_embeddings()
+    if head is None or ids.numel() <= size:
+        yield from model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).split(size)
+        return
+    kept = _head_input(model, head, ids)[:, :-1].flatten(0, 1)  # [tokens, width]
+    for part in kept.split(size):
+        with _head_sees(head, lambda _, part=part: part[None]):
+            yield model(input_ids=ids[:1, :1], use_cache=False).logits[0]
+
+
+def _head_input(model: PreTrainedModel, head: nn.Module, ids: Tensor) -> Tensor:
+    """[n, length, width]: what the head is given, while the head itself is spared all positions but one."""
+    seen: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return hidden[:, :1]
+
+    with _head_sees(head, keep):
+        model(input_ids=ids, use_cache=False)
+    return seen[0]
+
+
+@contextmanager
+def _head_sees(head: nn.Module, change: Any) -> Iterator[None]:
+    handle = head.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]),))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_finite(losses: Tensor) -> None:
+    bad = ~losses.isfinite()
+    if bad.any():
+        window, position = bad.nonzero()[0].tolist()
+        raise ModelError(
+            f"{int(bad.sum())} of {losses.numel()} token losses are not finite, the first in window {window} at token "
+            f"{position + 1}: the model's output overflows or its weights are damaged; try dtype float32, else compress less"
+        )
+
+
+def perplexity(losses: Tensor, setting: Mapping[str, Any] | None = None) -> Measurement:
+    """exp(mean loss) of losses [n, tokens]. Standard error by the delta method, NaN for a single window."""
+    mean, spread = _mean_over_windows(losses)
+    value = math.exp(mean)
+    return Measurement("perplexity", value, value * spread, losses.numel(), "per token", dict(setting or {}))
+
+
+def _mean_over_windows(losses: Tensor) -> tuple[float, float]:
+    """Mean loss and its standard error; every window has the same number of tokens."""
+    means = losses.double().mean(dim=1)  # [n]
+    return float(means.mean()), float(_standard_error(means))
+
+
+def _standard_error(values: Tensor) -> Tensor:
+    return values.std() / math.sqrt(len(values)) if len(values) > 1 else torch.tensor(math.nan)
+
+
+def bits_per_byte(losses: Tensor, bytes: Tensor, setting: Mapping[str, Any] | None = None) -> Measurement:
+    """Bits of all losses [n, tokens] over the bytes [n] that the scored tokens stand for.
+
+    Comparable across tokenizers. n counts bytes. Standard error of a ratio of sums over windows (delta method).
+    """
+    bits = losses.double().sum(dim=1) / math.log(2)  # [n]
+    total = float(bytes.sum())
+    if total <= 0:
+        raise DataError("the scored tokens stand for no text; use windows of ordinary text")
+    value = float(bits.sum()) / total
+    spread = _standard_error(bits - value * bytes.double()) * len(bits) / total
+    return Measurement("bits per byte", value, float(spread), int(total), "bits/byte", dict(setting or {}))

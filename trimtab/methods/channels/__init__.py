@@ -1,0 +1,1 @@
+"""Coupled channels that vanish for real."""

@@ -1,0 +1,62 @@
+"""The one optimal-brain column sweep: SparseGPT, GPTQ and their kin differ only in how a column is chosen.
+
+Columns of a weight are fixed from left to right; the error of each is spread over the columns to its right so that the layer
+output changes least:  err = (w_i - q_i) / U_ii,  w_j -= err * U_ij  for j > i,  with inverse(gram) = Uᵀ U.
+(Hassibi & Stork 1993; Frantar & Alistarh, arXiv:2208.11580, 2210.17323, 2301.00774.)
+Work is done on the transpose, so that a column is contiguous, and in lazy blocks, so that most of it is a matrix product.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trimtab.tensors.threads import one_thread
+
+LAZY = 128
+
+
+class Chooser(Protocol):
+    """Decides the value of each column. `width`: how many columns are announced together by `enter`."""
+
+    width: int
+
+    def enter(self, start: int, columns: Tensor, diagonal: Tensor) -> None:
+        """Columns start .. start + width are next; columns [width, out] as compensated so far, diagonal [width] of U."""
+
+    def choose(self, index: int, column: Tensor) -> Tensor:
+        """The final value [out] of a column [out] that has been compensated for all columns before it."""
+
+
+def sweep(weight: Tensor, upper: Tensor, chooser: Chooser) -> Tensor:
+    """weight [out, in], upper [in, in] from `spd.inverse_upper` -> chosen values [out, in] float32."""
+    columns = weight.float().T.clone(memory_format=torch.contiguous_format)  # [in, out]
+    upper = upper.float()
+    chosen = torch.empty_like(columns)
+    inputs, lazy = len(columns), _lazy(min(chooser.width, len(columns)))
+    for start in range(0, inputs, lazy):
+        end = min(start + lazy, inputs)
+        with one_thread():
+            errors = _block(columns, chosen, upper, chooser, start, end)
+        columns[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    return chosen.T
+
+
+def _block(columns: Tensor, chosen: Tensor, upper: Tensor, chooser: Chooser, start: int, end: int) -> Tensor:
+    """Sweep columns start .. end in place, compensating only inside the block; returns the scaled errors [block, out]."""
+    errors = torch.empty_like(columns[start:end])
+    diagonal = upper.diagonal()
+    for i in range(start, end):
+        if i % chooser.width == 0:
+            chooser.enter(i, columns[i : i + chooser.width], diagonal[i : i + chooser.width])
+        chosen[i] = chooser.choose(i, columns[i])
+        errors[i - start] = (columns[i] - chosen[i]) / diagonal[i]
+        columns[i + 1 : end].addr_(upper[i, i + 1 : end], errors[i - start], alpha=-1)
+    return errors
+
+
+def _lazy(width: int) -> int:
+    """A block length near LAZY, at most a divisor or a multiple of `width`: what is announced is then fully compensated."""
+    if width <= LAZY:
+        return width * (LAZY // width)
+    return next(length for length in range(LAZY, 0, -1) if width % length == 0)

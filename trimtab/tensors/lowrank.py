@@ -1,0 +1,52 @@
+"""The best approximation of a given rank, in the metric that the inputs define.
+
+min over rank k of || (W - W') L ||_F  with  L Lᵀ = gram  is the truncated SVD of W L, brought back by L⁻¹: the squared error
+over the calibration tokens equals the sum of the squared dropped singular values (Eckart & Young 1936).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """weight ~ left [out, rank] @ right [rank, in], float32; dropped: squared error in the metric, float64."""
+
+    left: Tensor
+    right: Tensor
+    dropped: float
+
+
+def truncated(weight: Tensor, rank: int, root: Tensor | None = None) -> Factors:
+    """Best rank-`rank` factors of weight [out, in]. root: lower triangular or diagonal-as-vector L, or None for identity.
+
+    Singular values are shared evenly between the factors, so that both can be stored with the same precision.
+    """
+    weight = weight.double()
+    u, s, vt = torch.linalg.svd(_times(weight, root), full_matrices=False)
+    half = s[:rank].sqrt()
+    right = _undo(half[:, None] * vt[:rank], root)
+    return Factors((u[:, :rank] * half).float(), right.float(), float(s[rank:].square().sum()))
+
+
+def rank_for(shape: tuple[int, int], keep: float) -> int:
+    """The largest rank whose factors hold at most keep * out * in numbers; at least 1. Full rank stays out of reach."""
+    out, inputs = shape
+    return max(1, int(keep * out * inputs / (out + inputs)))
+
+
+def _times(weight: Tensor, root: Tensor | None) -> Tensor:
+    if root is None:
+        return weight
+    return weight * root if root.ndim == 1 else weight @ root
+
+
+def _undo(right: Tensor, root: Tensor | None) -> Tensor:
+    if root is None:
+        return right
+    if root.ndim == 1:
+        return right / root
+    solved: Tensor = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    return solved

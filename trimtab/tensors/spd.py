@@ -1,0 +1,47 @@
+"""Symmetric positive definite matrices with one stated failure policy.
+
+Damping adds a fraction of the mean diagonal. If the factorization still fails, the fraction is raised tenfold, at most three
+times, and the caller is told which fraction was used; then it is an error. Factors are computed in float64: the pivots of a
+nearly singular gram vanish in float32.
+"""
+
+import torch
+from torch import Tensor
+
+TRIES = 4
+RAISE = 10.0
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """gram [n, n] + damping * mean(diagonal) * I, in float64."""
+    gram = gram.double()
+    return gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (damping * gram.diagonal().mean())
+
+
+def cholesky(gram: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Lower factor of the damped gram, and the damping that was used.
+
+    Raises ArithmeticError if the gram is zero or not finite, or stays indefinite after the damping was raised three times.
+    """
+    if not bool(torch.isfinite(gram).all()):
+        raise ArithmeticError("the gram matrix is not finite")
+    if not float(gram.diagonal().mean()) > 0:
+        raise ArithmeticError("the gram matrix is zero: nothing was seen")
+    for attempt in range(TRIES):
+        used = max(damping, 1e-10) * RAISE**attempt if attempt else damping
+        factor, failed = torch.linalg.cholesky_ex(damped(gram, used))
+        if not int(failed):
+            return factor, used
+    raise ArithmeticError(f"the gram matrix is indefinite even with damping {used:g}")
+
+
+def inverse_upper(gram: Tensor, damping: float) -> tuple[Tensor, float]:
+    """U, upper triangular, with inverse(damped gram) = Uᵀ U, and the damping used. [n, n] float64.
+
+    Row i of U is what an optimal-brain sweep from left to right needs: the error of column i goes to column j > i in the
+    proportion U[i, j] / U[i, i]. One factorization of the reversed matrix replaces inverse-then-factorize.
+    """
+    flipped, used = cholesky(gram.flip(0, 1), damping)
+    upper = flipped.flip(0, 1)  # damped gram = upper @ upperᵀ
+    eye = torch.eye(len(gram), dtype=upper.dtype, device=upper.device)
+    return torch.linalg.solve_triangular(upper, eye, upper=True), used

@@ -1,0 +1,99 @@
+"""What an allocator must keep: every site gets a strength, and the mean of them is what was asked for."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.kinds import Allocator, Original, Seen
+from trimtab.core.knobs import knobs
+from trimtab.core.places import Site
+from trimtab.core.recipe import Recipe, Step
+from trimtab.core.seeds import Seeds
+from trimtab.engine.sweep import Stream
+from trimtab.testing.checks_any import steered
+from trimtab.testing.problems import expect, settings
+from trimtab.testing.roundtrip import same_after_saving, shown
+from trimtab.testing.tiny import tiny
+
+SEEDS = range(8)
+
+
+def sets_a_knob_that_exists(method: type[Allocator]) -> None:
+    made = method()
+    expect(made.knob in knobs(steered(made)), f"no method has the knob {made.knob!r}")
+
+
+def serves_every_site(method: type[Allocator]) -> None:
+    for made in settings(method):
+        sites, strengths = _allocated(made)
+        expect(set(strengths) == set(sites), f"{made} leaves sites out, or invents some")
+        accepted = steered(made)
+        for value in set(strengths.values()):
+            accepted(**{made.knob: value})
+
+
+def meets_its_mean(method: type[Allocator]) -> None:
+    """Where it has a knob of the name that it sets, the mean over weights is that, to within half a block's step."""
+    for made in settings(method):
+        target = made.knobs().get(made.knob)
+        if target is None:
+            continue
+        sites, strengths = _allocated(made)
+        weights = {s: s.shape[0] * s.shape[1] for s in sites}
+        blocks = len({s.block for s in sites})
+        mean = sum(strengths[s] * n for s, n in weights.items()) / sum(weights.values())
+        step = (max(strengths.values()) - min(strengths.values())) / blocks
+        expect(abs(mean - target) <= step / 2 + 1e-9, f"{made} gives {mean:.4f} on average")
+
+
+def depends_on_nothing_but_the_seed(method: type[Allocator]) -> None:
+    for made in settings(method):
+        drawn = [_allocated(made, seed)[1] for seed in SEEDS]
+        again = [_allocated(made, seed)[1] for seed in SEEDS]
+        expect(drawn == again, f"{made} chooses differently the second time")
+        differ = any(d != drawn[0] for d in drawn)
+        random = "random" in made.knobs().values()
+        expect(differ == random, f"{made}: different seeds {'must' if random else 'must not'} give different choices")
+
+
+def is_the_same_after_saving(method: type[Allocator]) -> None:
+    made = method()
+    same_after_saving("llama", Recipe((Step(steered(made)(), by=made),)))
+
+
+@torch.no_grad()
+def _allocated(method: Any, seed: int = 0) -> tuple[list[Site], dict[Site, Any]]:
+    model = tiny("llama")
+    anatomy = Anatomy.of(model)
+    sites = [s for s in anatomy.sites if s.block is not None]
+    return sites, method.allocate(sites, _seen(method, anatomy, sites, seed))
+
+
+def _seen(method: Allocator, anatomy: Anatomy, sites: list[Site], seed: int) -> Seen:
+    of_block = [n for n in method.needs if getattr(n, "on", "") == "block"]
+    of_site = [n for n in method.needs if getattr(n, "on", "") == "input"]
+    stream = Stream(anatomy, shown(anatomy.model))  # type: ignore[arg-type]
+    values: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
+    for block in range(len(anatomy.blocks)):
+        wanted = {s: of_site for s in sites if s.block == block}
+        seen = stream.collect(block, wanted, of_block, advance=True)  # type: ignore[arg-type]
+        for need in of_block:
+            values[need].append(seen.block[need])
+        for site, stats in seen.sites.items():
+            for need in of_site:
+                values[need][site] = stats[need]
+    values |= {n: torch.stack(v) for n, v in values.items() if isinstance(v, list)}
+    if Original in method.needs:
+        values[Original] = {s: anatomy.weight(s).dense() for s in sites}
+    return Seen(values, Seeds(seed).at("allocator"))
+
+
+CHECKS = (
+    sets_a_knob_that_exists,
+    serves_every_site,
+    meets_its_mean,
+    depends_on_nothing_but_the_seed,
+    is_the_same_after_saving,
+)

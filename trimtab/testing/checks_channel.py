@@ -1,0 +1,131 @@
+"""What a channel method must keep: the budget, and that a narrowed model is the model without these channels."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.kinds import ChannelMethod, LinearWeight, Repairs, Seen
+from trimtab.core.places import Coupling
+from trimtab.core.recipe import Recipe
+from trimtab.core.seeds import Seeds
+from trimtab.engine.run import run
+from trimtab.engine.sweep import Stream
+from trimtab.testing.problems import expect, settings
+from trimtab.testing.roundtrip import logits, ran, same_after_saving, shown
+from trimtab.testing.tiny import tiny
+
+FAMILIES = ("llama", "gpt_neox")  # grouped queries and a gated MLP; fused queries and a plain MLP with biases
+
+
+def scores_every_unit(method: type[ChannelMethod]) -> None:
+    for family in FAMILIES:
+        for made in settings(method):
+            first, second = _scores(made, family), _scores(made, family)
+            expect(bool(first), f"{family} has no {' or '.join(made.unit)} units")
+            for (coupling, score), (_, again) in zip(first, second, strict=True):
+                expect(score.shape == (coupling.units,), f"{made}: {list(score.shape)} scores for {coupling.units} units")
+                expect(bool(score.isfinite().all()), f"{made}: a score in {coupling.name} is not finite")
+                expect(torch.equal(score, again), f"{made} scores {coupling.name} differently the second time")
+
+
+def keeps_everything_at_zero(method: type[ChannelMethod]) -> None:
+    for family in FAMILIES:
+        model, _ = ran(family, Recipe((method(sparsity=0.0),)))
+        expect(torch.equal(logits(model), logits(tiny(family))), f"sparsity=0 changes {family}")
+
+
+def meets_its_sparsity(method: type[ChannelMethod]) -> None:
+    """To within the largest unit."""
+    for family in FAMILIES:
+        for sparsity in (0.2, 0.5):
+            _, bench = ran(family, Recipe((method(sparsity=sparsity),)))
+            whole = sum(r.weights for r in bench.receipts)
+            unit = max(r.weights // r.notes["units_before"] for r in bench.receipts)
+            kept = sum(r.weights * r.notes["units_after"] / r.notes["units_before"] for r in bench.receipts)
+            off = abs((whole - kept) - sparsity * whole)
+            expect(off <= unit, f"sparsity={sparsity} on {family}: {(whole - kept) / whole:.4f} was removed")
+
+
+def equals_the_model_without_its_units(method: type[ChannelMethod]) -> None:
+    """The narrowed model says what the dense one says with the removed inputs of each consumer zeroed, plus the repair."""
+    for family in FAMILIES:
+        for made in settings(method):
+            record = _Record()
+            model = tiny(family).double()
+            run(model, Recipe((_spied(replace(made, sparsity=0.4), record),)), shown(model))
+            expect(bool(record.kept), f"{made} removes nothing from {family} at sparsity=0.4")
+            reference = _zeroed(tiny(family).double(), record)
+            there, here = logits(reference), logits(model)
+            error = float((there - here).norm() / there.norm())
+            expect(error < 1e-6, f"{made}: the narrowed {family} is off by {error:.2g} from the one with zeros")
+
+
+def is_the_same_after_saving(method: type[ChannelMethod]) -> None:
+    for family in FAMILIES:
+        same_after_saving(family, Recipe((method(sparsity=0.3),)))
+
+
+@dataclass
+class _Record:
+    """What a run decided, by name of the coupling."""
+
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    added: dict[str, Tensor | None] = field(default_factory=dict)
+
+
+def _spied(method: Any, record: _Record) -> Any:
+    """The same method, writing down which units survive and what is added to the bias."""
+    kind = type(method)
+
+    def repair(self: Any, coupling: Coupling, weight: LinearWeight, keep: Tensor, seen: Seen) -> Tensor | None:
+        record.kept[coupling.name] = keep
+        added = kind.repair(self, coupling, weight, keep, seen) if isinstance(method, Repairs) else None
+        record.added[coupling.name] = added
+        return added
+
+    return type(kind.__name__, (kind,), {"repair": repair})(**method.knobs())
+
+
+@torch.no_grad()
+def _zeroed(model: PreTrainedModel, record: _Record) -> PreTrainedModel:
+    anatomy = Anatomy.of(model)
+    for coupling in anatomy.couplings():
+        if coupling.name not in record.kept:
+            continue
+        site, added = coupling.consumer.site, record.added[coupling.name]
+        module = anatomy.module(site)
+        matrix = module.weight.T if site.transposed else module.weight
+        matrix[:, coupling.consumer.indices[~record.kept[coupling.name]].flatten()] = 0
+        if added is not None:
+            present = anatomy.bias(site)
+            module.bias = torch.nn.Parameter(added.to(matrix.dtype) + (0 if present is None else present))
+    return model
+
+
+@torch.no_grad()
+def _scores(method: ChannelMethod, family: str) -> list[tuple[Coupling, Tensor]]:
+    model = tiny(family)
+    anatomy, found = Anatomy.of(model), []
+    stream = Stream(anatomy, shown(model))
+    couplings = [c for c in anatomy.couplings() if c.unit in method.unit and c.units > 1]
+    for block in range(len(anatomy.blocks)):
+        here = [c for c in couplings if c.block == block]
+        seen = stream.collect(block, {c.consumer.site: method.needs for c in here}, advance=True)
+        for c in here:
+            stats: dict[type, Any] = dict(seen.sites.get(c.consumer.site, {}))
+            shown_here = Seen(stats, Seeds(0).at(c.name))
+            found.append((c, method.score(c, anatomy.weight(c.consumer.site), shown_here)))
+    return found
+
+
+CHECKS = (
+    scores_every_unit,
+    keeps_everything_at_zero,
+    meets_its_sparsity,
+    equals_the_model_without_its_units,
+    is_the_same_after_saving,
+)

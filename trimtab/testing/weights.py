@@ -1,0 +1,101 @@
+"""One example of every format and of the ways they nest, for tests that must hold for all of them."""
+
+import torch
+from torch import Tensor
+
+from trimtab.core.kinds import LinearWeight
+from trimtab.formats import NM, BitPlanes, Chain, Codebook, Dense, Grouped, Masked, Rotated, Sum, low_rank
+from trimtab.tensors.hadamard import largest_block
+
+
+def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
+    """Random weights [out, in], out >= 1, in >= 2: every kind of `trimtab.formats`, several dtypes and widths, nested ones.
+
+    Where a format wants groups, a divisor of `in_` is taken, so odd shapes such as 17 x 33 work too. The first row of the
+    plain, sparse and integer ones is zero.
+    """
+    return [
+        *(Dense(_matrix(out, in_, generator).to(d)) for d in (torch.float32, torch.float16, torch.bfloat16)),
+        *(masked(out, in_, generator, d) for d in (torch.float32, torch.bfloat16)),
+        nm(out, in_, generator),
+        *(grouped(out, in_, bits, generator) for bits in (2, 3, 4, 8)),
+        grouped(out, in_, 4, generator, symmetric=False),
+        grouped(out, in_, 3, generator, symmetric=False),
+        *(bitplanes(out, in_, count, generator) for count in (1, 2, 3)),
+        codebook(out, in_, generator, books=1, entries=16, dim=1),
+        codebook(out, in_, generator, books=2, entries=13, dim=_divisor(in_, 8), scaled=True),
+        _thin(out, in_, generator),
+        Chain((Dense(_matrix(out, in_, generator)), grouped(in_, in_, 4, generator))),
+        Sum((grouped(out, in_, 3, generator), _thin(out, in_, generator))),
+        rotated(grouped(out, in_, 3, generator), generator),
+        Rotated(Dense(_matrix(out, in_, generator)), largest_block(in_)),
+        Sum((rotated(Sum((nm(out, in_, generator), masked(out, in_, generator))), generator), _thin(out, in_, generator))),
+    ]
+
+
+def masked(out: int, in_: int, generator: torch.Generator, dtype: torch.dtype = torch.float16) -> Masked:
+    """Half of the weights survive, at random."""
+    keep = torch.rand(out, in_, generator=generator) < 0.5
+    return Masked(_matrix(out, in_, generator).to(dtype), keep)
+
+
+def nm(out: int, in_: int, generator: torch.Generator) -> NM:
+    """About half of every group survives; groups are a divisor of in_ of at most 4, or all of a prime in_."""
+    m = _divisor(in_, 4) if _divisor(in_, 4) > 1 else min(in_, 256)
+    n = max(m // 2, 1)
+    ranks = torch.rand(out, in_ // m, m, generator=generator).argsort(-1)
+    return NM.of(_matrix(out, in_, generator).to(torch.float16), (ranks < n).view(out, in_), n, m)
+
+
+def grouped(out: int, in_: int, bits: int, generator: torch.Generator, symmetric: bool = True) -> Grouped:
+    """Random codes, scales and zero points; groups are the largest divisor of in_ up to 16."""
+    size = _divisor(in_, 16)
+    codes = _codes((out, in_), 2**bits, generator)
+    scale = torch.rand(out, in_ // size, generator=generator).half()
+    zero = None if symmetric else _codes((out, in_ // size), 2**bits, generator)
+    codes[0] = 2 ** (bits - 1) if zero is None else zero[0].repeat_interleave(size)
+    return Grouped(codes, scale, zero, bits, size)
+
+
+def bitplanes(out: int, in_: int, count: int, generator: torch.Generator) -> BitPlanes:
+    """Random planes, scales and offsets."""
+    size = _divisor(in_, 16)
+    scale = torch.rand(out, in_ // size, count, generator=generator).half()
+    offset = torch.randn(out, in_ // size, generator=generator).half()
+    return BitPlanes(_codes((out, in_), 2**count, generator), scale, offset, size)
+
+
+def codebook(
+    out: int, in_: int, generator: torch.Generator, books: int, entries: int, dim: int, scaled: bool = False
+) -> Codebook:
+    """Random entries and codes."""
+    codes = _codes((books, out, in_ // dim), entries, generator)
+    book = torch.randn(books, entries, dim, generator=generator).half()
+    if not scaled:
+        return Codebook(codes, book)
+    size = _divisor(in_, 16)
+    return Codebook(codes, book, torch.rand(out, in_ // size, generator=generator).half(), size)
+
+
+def rotated(inner: LinearWeight, generator: torch.Generator) -> Rotated:
+    """Random signs, the largest block that fits."""
+    signs = torch.randint(0, 2, (inner.shape[1],), generator=generator) * 2 - 1
+    return Rotated(inner, largest_block(inner.shape[1]), signs)
+
+
+def _thin(out: int, in_: int, generator: torch.Generator) -> Chain:
+    return low_rank(torch.randn(out, 2, generator=generator), torch.randn(2, in_, generator=generator))
+
+
+def _matrix(out: int, in_: int, generator: torch.Generator) -> Tensor:
+    matrix = torch.randn(out, in_, generator=generator)
+    matrix[0] = 0
+    return matrix
+
+
+def _codes(size: tuple[int, ...], count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, count, size, dtype=torch.uint8, generator=generator)
+
+
+def _divisor(width: int, most: int) -> int:
+    return next(d for d in range(min(width, most), 0, -1) if width % d == 0)
