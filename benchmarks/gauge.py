@@ -2,6 +2,7 @@
 
 Standard library only, because it runs in two environments. A stage's peak is the kernel's own high-water mark of resident
 memory (VmHWM), set back when the stage begins, so that a short peak is not missed and an earlier stage's is not counted.
+Processor seconds stand beside wall seconds: where they fall far short of threads x wall, something else was running.
 """
 
 import json
@@ -11,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Gauge:
-    """`with gauge("load"): ...` notes the seconds of a stage, its peak, and what was resident when it ended (bytes)."""
+    """`with gauge("load"): ...` notes a stage's seconds, processor seconds, peak, and what was resident at its end (bytes)."""
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
@@ -26,10 +27,14 @@ class Gauge:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         RESET.write_text("5")  # 5: set the high-water mark back to what is resident now
-        begun = perf_counter()
+        begun, busy = perf_counter(), process_time()
         yield
-        seconds = perf_counter() - begun
-        self.stages[stage] = {"seconds": seconds, "peak": resident("VmHWM"), "after": resident("VmRSS")}
+        self.stages[stage] = {
+            "seconds": perf_counter() - begun,
+            "processor": process_time() - busy,
+            "peak": resident("VmHWM"),
+            "after": resident("VmRSS"),
+        }
 
 
 def resident(field: str) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import trimtab
-from trimtab.cli.progress import shown
+from trimtab.cli.progress import working
 from trimtab.core.recipe import Calibration, Recipe
 from trimtab.core.report import Measurement
 from trimtab.host.gguf_import import resolve_model
@@ -40,7 +40,7 @@ def main() -> None:
 
     console.print(f"[bold]2. Compressing[/bold]: {given.do}, shown {given.tokens} tokens of other text")
     recipe = Recipe.of(given.do, Calibration(tokens=given.tokens))
-    with shown() as watch:
+    with working(quiet=False, verbose=False) as watch:
         done = trimtab.compress(MODEL, recipe, given.out, overwrite=True, dtype=torch.float16, watch=watch)
     console.print(done.report.markdown(), markup=False)
 

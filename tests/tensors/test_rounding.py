@@ -96,10 +96,11 @@ def test_constant_groups(value: float) -> None:
     assert torch.allclose(grid.nearest(weight), weight, rtol=1e-3)
 
 
+@pytest.mark.parametrize("bad", [3e5, float("inf"), float("nan")])
 @pytest.mark.parametrize(("symmetric", "clip"), KINDS)
-def test_a_scale_beyond_float16_is_an_error(symmetric: bool, clip: bool) -> None:
+def test_a_scale_beyond_float16_is_an_error(symmetric: bool, clip: bool, bad: float) -> None:
     weight = weights(2, 16)
-    weight[1, 3] = 3e5
+    weight[1, 3] = bad
     with pytest.raises(ArithmeticError, match="float16"):
         fit(weight, 2, symmetric, clip)
 

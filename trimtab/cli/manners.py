@@ -18,7 +18,6 @@ from trimtab.core.errors import TrimtabError, UsageError
 
 OFF = ("", "0", "false", "no", "off")
 HUSH = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 # Typer brings click along, under a name that differs between its versions; this is click's UsageError in all of them.
 ParseError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -51,15 +50,10 @@ def finish(work: Callable[[], object], tracebacks: bool) -> int:
     """Runs `work`; whatever happens becomes an exit code and at most one line on stderr."""
     try:
         code = work()
-        sys.stdout.flush()
         return code if isinstance(code, int) else Exit.OK
     except (Interrupted, KeyboardInterrupt, typer.Abort):
         complain("interrupted; nothing was left half-written", "")
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`); a second complaint at exit is prevented by giving stdout a new end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except Exception as error:
         if tracebacks:
             traceback.print_exc()

@@ -52,8 +52,8 @@ def _list(found: "list[type[Method]]") -> None:
     for place, group in groupby(ranked, key=lambda method: room(method.card.id)):
         for number, method in enumerate(group):
             card = method.card
-            rows.append(("" if number else place, card.id, kind(method), card.fidelity, card.title, card.paper))
-    show.table(("room", "id", "kind", "fidelity", "title", "paper"), rows)
+            rows.append(("" if number else place, card.id, kind(method), card.fidelity, f"{card.title} ({card.paper})"))
+    show.table(("room", "id", "kind", "fidelity", "title and paper"), rows)
 
 
 def _tell(method: "type[Method]") -> None:

@@ -89,7 +89,7 @@ def _bars() -> "Bars":
 
     return Bars(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

@@ -38,18 +38,28 @@ def console() -> "Console":
     return Console(highlight=False, width=None if sys.stdout.isatty() else PAGE)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, right: Sequence[int] = ()) -> None:
-    """right: the columns that hold numbers."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    right: Sequence[int] = (),
+    wrap: Sequence[int] = (-1,),
+) -> None:
+    """right: the columns that hold numbers. wrap: those that may be broken where the terminal is narrow; names are not."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, name in enumerate(columns):
-        made.add_column(name, justify="right" if number in right else "left", overflow="fold")
+        breaks = {number, number - len(columns)} & {*wrap}
+        made.add_column(name, justify="right" if number in right else "left", no_wrap=not breaks, overflow="fold")
     for row in rows:
         made.add_row(*map(Text, row))
-    console().print(made)
+    page = console()
+    with page.capture() as held:
+        page.print(made)
+    typer.echo("\n".join(line.rstrip() for line in held.get().splitlines()))
 
 
 def size(count: float) -> str:
@@ -102,7 +112,7 @@ def plan(found: "Plan") -> None:
         )
         for step in found.steps
     ]
-    table(("step", "kind", "matrices", "patterns matched", "bits after"), rows, right=(2, 4))
+    table(("step", "kind", "matrices", "patterns matched", "bits after"), rows, right=(2, 4), wrap=(0, 3))
     typer.echo(f"parameters: {found.parameters:,}")
     unknown = " (the data decide)" if found.bytes_after is None else ""
     typer.echo(f"size in memory: {change(found.bytes_before, found.bytes_after)}{unknown}")
@@ -113,7 +123,8 @@ def measurements(found: Mapping[str, Sequence["Measurement"]]) -> None:
     names = list(dict.fromkeys((m.name, m.unit) for column in found.values() for m in column))
     columns = [{(m.name, m.unit): m for m in column} for column in found.values()]
     rows = [[name, unit, *(_cell(column.get((name, unit))) for column in columns)] for name, unit in names]
-    table(("measure", "unit", *found), rows, right=range(2, 2 + len(columns)))
+    models = range(2, 2 + len(columns))
+    table(("measure", "unit", *found), rows, right=models, wrap=models)
 
 
 def _cell(m: "Measurement | None") -> str:

@@ -96,13 +96,20 @@ class Seen:
     ):
         self._values = dict(values)
         self._shared = {} if shared is None else shared
-        self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self._generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self.drew = False
         self.notes: dict[str, Any] = {}
 
     def __getitem__(self, need: type) -> Any:
         if need not in self._values:
             raise KeyError(f"{need.__name__} was not declared; add it to `needs` of the method")
         return self._values[need]
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The place's own randomness. That it was asked for is remembered: `drew`."""
+        self.drew = True
+        return self._generator
 
     def note(self, key: str, value: Any) -> None:
         self.notes[key] = value

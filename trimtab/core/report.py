@@ -70,7 +70,8 @@ class Profile:
 
 @dataclass
 class Report:
-    """Everything a run has to say. `profile`: seconds by activity; `peak_memory`: bytes, of the whole process."""
+    """Everything a run has to say. `profile`: seconds by activity; `peak_memory`: bytes, of the whole process;
+    `seeded`: whether another seed could have given another model."""
 
     model: str
     recipe: dict[str, Any]
@@ -79,6 +80,7 @@ class Report:
     profile: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     peak_memory: int = 0
+    seeded: bool = True
 
     def json(self) -> dict[str, Any]:
         return asdict(self)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight
-from trimtab.core.errors import CalibrationError, TrimtabError
+from trimtab.core.errors import CalibrationError, ModelError, TrimtabError
 from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod, Original, Repairs, Seen, Statistic
 from trimtab.core.places import Coupling, Site
 from trimtab.core.progress import Progress, Watcher, unwatched
@@ -24,6 +24,7 @@ from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
 from trimtab.engine.apply import apply
 from trimtab.engine.budget import keep_within
+from trimtab.engine.narrowing import narrows
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.plan import plan, resolve
 from trimtab.engine.sweep import Stats, Stream
@@ -44,6 +45,7 @@ class Bench:
     steps: int
     profile: Profile = field(default_factory=Profile)
     receipts: list[Receipt] = field(default_factory=list)
+    drew: bool = False  # whether any method asked for randomness
     held: dict[str, Masked] = field(default_factory=dict)  # by site name: masks that later steps have to know
 
     def weight(self, anatomy: Anatomy, site: Site) -> LinearWeight:
@@ -108,7 +110,7 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
         for site in sites:
             bench.watch(Progress("sweep", block or 0, len(anatomy.blocks), site.name))
             _site(bench, anatomy, site, work, stats.get(site, {}), shared)
-        if stream is not None and block is not None and carry == "compressed":
+        if stream is not None and block is not None and carry == "compressed" and block + 1 < len(anatomy.blocks):
             stream.advance(block)
     bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
 
@@ -124,6 +126,7 @@ def _strengths(bench: Bench, anatomy: Anatomy, number: int, step: Step) -> dict[
         return dict.fromkeys(sites, step.method)
     seen = _observe(bench, anatomy, step.by.needs, sites, Seeds(bench.seeds.seed).at("by", number))
     chosen = step.by.allocate(sites, seen)
+    bench.drew |= seen.drew
     return {site: replace(step.method, **{step.by.knob: chosen[site]}) for site in sites}
 
 
@@ -152,6 +155,8 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
     """Take one matrix through all steps of the phase and put the result into the model."""
     weight = bench.weight(anatomy, site)
     original = weight.dense()
+    if not bool(torch.isfinite(original).all()):
+        raise ModelError(f"{site.name} has values that are not finite numbers; fetch the model again")
     for number, chosen in work.items():
         if site not in chosen:
             continue
@@ -160,6 +165,7 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
         seen = Seen({**stats, Original: original}, bench.seeds.at(number, site.name), common)
         with bench.profile("solve"):
             weight = _solved(method, weight, seen, site)
+        bench.drew |= seen.drew
         bench.receipts.append(
             Receipt(
                 number,
@@ -226,7 +232,7 @@ def _channels(bench: Bench, steps: list[Numbered]) -> None:
     method, begun = step.method, perf_counter()
     assert isinstance(method, ChannelMethod)
     anatomy = Anatomy.of(bench.model)
-    couplings = [c for c in anatomy.couplings() if c.unit in method.unit and c.units > 1 and _removable(c)]
+    couplings = _separable(bench, anatomy, method)
     if not couplings:
         raise TrimtabError(f"{method.card.id}: this model has no separable {' or '.join(method.unit)} units")
     consumers = [c.consumer.site for c in couplings]
@@ -245,9 +251,13 @@ def _channels(bench: Bench, steps: list[Numbered]) -> None:
         apply(anatomy, edits, bench.packed)
 
 
-def _removable(coupling: Coupling) -> bool:
-    """Experts share one tensor, so one of them cannot get narrower alone."""
-    return all(member.site.index is None for member in coupling.members)
+def _separable(bench: Bench, anatomy: Anatomy, method: ChannelMethod) -> list[Coupling]:
+    """The couplings that can be narrowed in this model. Experts share one tensor: one of them alone cannot."""
+    wanted = [c for c in anatomy.couplings() if c.unit in method.unit and c.units > 1]
+    plain = [c for c in wanted if all(member.site.index is None for member in c.members)]
+    with bench.profile("probe"):
+        stream = Stream(anatomy, [bench.batches[0][:1, :16]])
+        return [c for c in plain if narrows(stream, c)]
 
 
 def _removal(method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: Tensor, seen: Seen) -> Edits:
@@ -277,6 +287,7 @@ def _rewrite(bench: Bench, steps: list[Numbered]) -> None:
     seen = _observe(bench, anatomy, method.needs, anatomy.sites, bench.seeds.at(number))
     with bench.profile("solve"):
         edits = method.rewrite(anatomy, seen)
+    bench.drew |= seen.drew
     before = _stored_bits(anatomy)
     with bench.profile("apply"):
         if method.preserves:

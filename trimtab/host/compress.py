@@ -64,7 +64,15 @@ def compress(
     model, tokenizer, notes = _opened(model, tokenizer, dtype, device)
     planned(Anatomy.of(model), recipe)
     bench = run(model, recipe, _batches(model, tokenizer, recipe), watch, packed)
-    report = Report(name, recipe.to_dict(), bench.receipts, [], dict(bench.profile.seconds), notes, peak_memory())
+    report = Report(
+        name,
+        recipe.to_dict(),
+        bench.receipts,
+        notes=notes,
+        profile=dict(bench.profile.seconds),
+        peak_memory=peak_memory(),
+        seeded=bench.drew or needs_calibration(recipe),
+    )
     if out is None:
         return Compressed(model, tokenizer, report)
     watch(Progress("save", 0, 1, str(out)))

@@ -65,7 +65,7 @@ def run_claim(method: str, claim: Claim, setting: Setting = Setting(), watch: Wa
     sides = []
     for number, expression in enumerate((claim.left, claim.right)):
         watch(Progress("claim", number, 2, expression))
-        sides.append([_measured(Recipe.of(expression, setting.calibration, seed), setting) for seed in setting.seeds])
+        sides.append(_side(expression, setting))
     left, right = ([losses for losses, _ in side] for side in sides)
     found = paired_difference(torch.stack(left), torch.stack(right))
     return {
@@ -160,16 +160,27 @@ def _perplexities(losses: Sequence[Tensor]) -> list[float]:
     return [float(per_window.mean().exp()) for per_window in losses]
 
 
+def _side(expression: str, setting: Setting) -> list[tuple[Tensor, float]]:
+    """Losses [windows] and bits per weight for every seed; measured once where no seed can change the model."""
+    found: list[tuple[Tensor, float]] = []
+    for seed in setting.seeds:
+        losses, bits, seeded = _measured(Recipe.of(expression, setting.calibration, seed), setting)
+        found.append((losses, bits))
+        if not seeded:
+            return found * len(setting.seeds)
+    return found
+
+
 @lru_cache(maxsize=256)
-def _measured(recipe: Recipe, setting: Setting) -> tuple[Tensor, float]:
-    """[windows] mean nats per token of the compressed model, and its bits per weight in the blocks."""
+def _measured(recipe: Recipe, setting: Setting) -> tuple[Tensor, float, bool]:
+    """[windows] mean nats per token of the compressed model, its bits per weight in the blocks, whether seeds matter."""
     model, tokenizer = load(resolve_model(setting.model))
     assert tokenizer is not None
-    compress(model, recipe, tokenizer=tokenizer)
+    done = compress(model, recipe, tokenizer=tokenizer)
     windows = evaluation_windows(setting.text, tokenizer, setting.windows, setting.length, 0)
     with fast_products():
         losses = token_losses(model, windows)
-    return losses.mean(1), bits_per_weight(model)[0].value
+    return losses.mean(1), bits_per_weight(model)[0].value, done.report.seeded
 
 
 def commit() -> str:

@@ -50,7 +50,7 @@ def fit(weight: Tensor, bits: int, symmetric: bool = False, clip: bool = False) 
 def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
     top = 2**bits - 1
     scale = (high - low) / top
-    if bool((scale > LARGEST).any()):
+    if not bool((scale <= LARGEST).all()):  # written so that NaN fails
         raise ArithmeticError("a group's scale exceeds float16")
     scale = scale.half().float()
     scale = torch.where(scale >= SMALLEST, scale, 1.0)  # an all-zero group: any scale, all codes at zero
