@@ -188,4 +188,4 @@ def test_claims_that_are_not_there(trimtab, tmp_path):
 
 def test_damaged_ledger_is_not_taken_for_an_empty_one(trimtab, tmp_path):
     (tmp_path / "ledger.jsonl").write_text(json.dumps({"method": "gptq"})[:-3])
-    assert trimtab("methods", "--json", "--ledger", tmp_path / "ledger.jsonl").exit_code == 1
+    assert trimtab("methods", "--json", "--ledger", tmp_path / "ledger.jsonl").exit_code == 2

@@ -12,7 +12,7 @@ from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import get
 from trimtab.engine.plan import plan, tensors
 from trimtab.engine.run import run
-from trimtab.formats import NM, Dense, Grouped, Masked, Sum
+from trimtab.formats import Dense, Grouped, Masked, Sum
 from trimtab.testing.roundtrip import logits, ran, reopened, same_after_saving, shown
 from trimtab.testing.tiny import ARCHITECTURES, tiny
 
@@ -252,7 +252,7 @@ def test_a_model_that_is_not_finite_is_not_compressed_in_silence() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
     for expression in ("gptq", "rtn", "wanda", "svd", "hlq"):
-        with pytest.raises(ModelError, match="layers.1.mlp.up_proj has values that are not finite"):
+        with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj has values that are not finite"):
             run(copy.deepcopy(model), Recipe.of(expression), shown(model))
 
 
@@ -280,5 +280,6 @@ def test_more_calibration_steps_share_one_pass() -> None:
 def test_rounding_works_on_every_family(family: str) -> None:
     model, _ = ran(family, Recipe.of("gptq(bits=8, group_size=0)"))
     before, after = logits(tiny(family)), logits(model)
-    assert 0 < (after - before).norm() / before.norm() < 0.05
+    most = 0.2 if family == "gpt_oss" else 0.05  # a token that is routed elsewhere moves by much
+    assert 0 < (after - before).norm() / before.norm() < most
     assert torch.equal(logits(reopened(model)), after)

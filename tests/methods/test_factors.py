@@ -31,7 +31,7 @@ def test_svd_llm_is_the_closest_output() -> None:
     problem = layer()
     answer = solve(get("svd_llm")(keep=0.5, damping=0.0), problem)
     rank = answer.factors[0].shape[1]
-    energy = torch.linalg.svdvals((problem.weight.double() @ problem.x.double().T)).square()
+    energy = torch.linalg.svdvals(problem.weight.double() @ problem.x.double().T).square()
     assert problem.error(answer) == pytest.approx(float(energy[rank:].sum() / energy.sum()), rel=1e-3)
     assert problem.error(answer) < 0.8 * problem.error(solve(get("svd")(keep=0.5), problem))
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from trimtab.core.kinds import Seen
 from trimtab.core.registry import get
 from trimtab.formats import Dense, Masked
-from trimtab.testing.problems import Layer, layer, solve
+from trimtab.stats import Gram
+from trimtab.testing.problems import Layer, layer, seen, solve
 
 WHITE = torch.eye(128).repeat(2, 1)  # inputs whose gram is a multiple of the identity
 
@@ -61,8 +63,11 @@ def test_compensation_pays(seed: int) -> None:
 
 
 def test_free_levels_beat_even_ones_at_two_bits() -> None:
-    problem = layer()
-    assert problem.error(solve(get("hlq")(bits=2), problem)) < problem.error(solve(get("gptq")(bits=2, clip=True), problem))
+    """As a fit of the weights, and in the sweep if each column may choose again as it may in GPTQ."""
+    white, problem = Layer(layer().weight, WHITE), layer()
+    assert white.error(solve(get("hlq")(compensate=False), white)) < white.error(solve(get("rtn")(bits=2, clip=True), white))
+    recoded, gptq = solve(get("hlq")(recode=True), problem), solve(get("gptq")(bits=2, clip=True), problem)
+    assert problem.error(recoded) < problem.error(gptq)
 
 
 def test_gptq_fits_its_grid_to_the_survivors_only() -> None:
@@ -82,23 +87,15 @@ def test_gptq_fits_its_grid_to_the_survivors_only() -> None:
 def test_damping_raised_is_noted() -> None:
     problem = layer(tokens=4)
     method = get("gptq")(damping=0.0)
-    from trimtab.testing.problems import seen
-
     shown = seen(method, problem)
     method.solve(Dense(problem.weight), shown, problem.site)
     assert shown.notes["damping"] > 0
 
 
 def test_matrices_with_one_input_are_factorized_once() -> None:
-    from trimtab.core.kinds import Seen
-    from trimtab.stats import Gram
-
     problem, calls = layer(), []
 
     class Counting(dict):
-        def __contains__(self, key: object) -> bool:
-            return super().__contains__(key)
-
         def __setitem__(self, key: object, value: object) -> None:
             calls.append(key)
             super().__setitem__(key, value)

@@ -6,12 +6,14 @@ import torch
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import ModelError, TrimtabError, UsageError
 from trimtab.core.kinds import Original, Seen
-from trimtab.core.places import Member, Role, Site, Unit
+from trimtab.core.places import Coupling, Member, Role, Site, Unit
 from trimtab.core.recipe import Recipe
 from trimtab.core.registry import get
 from trimtab.engine.run import run
+from trimtab.formats import Dense
 from trimtab.stats import BlockCosine, Moments
 from trimtab.testing.checks_channel import narrows_truly
+from trimtab.testing.problems import layer
 from trimtab.testing.roundtrip import Float64, in_float64, logits, ran, shown
 from trimtab.testing.tiny import tiny
 
@@ -56,23 +58,20 @@ def test_channels_vanish_without_moving_the_others(family: str) -> None:
 
 def test_modules_that_would_mix_up_their_heads_keep_them() -> None:
     for family in ("opt", "gpt2", "phi3"):
-        model, bench = ran(family, Recipe.of("flap(sparsity=0.3)"))
+        _, bench = ran(family, Recipe.of("flap(sparsity=0.3)"))
         assert {r.kind for r in bench.receipts} == {Unit.NEURON}
     _, bench = ran("llama", Recipe.of("flap(sparsity=0.3)"))
     assert {r.kind for r in bench.receipts} == {Unit.NEURON, Unit.KV_GROUP}
 
 
 def test_experts_cannot_be_narrowed_one_by_one() -> None:
-    model, bench = ran("mixtral", Recipe.of("flap(sparsity=0.3)"))
+    _, bench = ran("mixtral", Recipe.of("flap(sparsity=0.3)"))
     assert {r.kind for r in bench.receipts} == {Unit.KV_GROUP}
     with pytest.raises(TrimtabError, match="no separable"):
         ran("gpt_oss", Recipe.of("flap(sparsity=0.3)"))
 
 
 def test_flap_by_its_formula() -> None:
-    from trimtab.core.places import Coupling
-    from trimtab.testing.problems import layer
-
     problem = layer(24, 8)
     x, weight = problem.x.double(), problem.weight.double()
     indices = torch.arange(8).reshape(4, 2)
@@ -82,12 +81,12 @@ def test_flap_by_its_formula() -> None:
         coupling = Coupling("c", 0, unit, (Member(site, "columns", indices),))
         raw = (x.var(0, correction=0) * weight.square().sum(0)) ** power
         expected = ((raw - raw.mean()) / raw.std(correction=0)).reshape(4, 2).mean(1)
-        found = get("flap")().score(coupling, _dense(problem.weight), seen)
+        found = get("flap")().score(coupling, Dense(problem.weight), seen)
         assert torch.allclose(found, expected, rtol=1e-9)
         keep = torch.tensor([True, False, True, True])
-        repair = get("flap")().repair(coupling, _dense(problem.weight), keep, seen)
+        repair = get("flap")().repair(coupling, Dense(problem.weight), keep, seen)
         assert torch.allclose(repair.double(), weight[:, 2:4] @ x.mean(0)[2:4], atol=1e-5)
-    assert get("flap")(bias=False).repair(coupling, _dense(problem.weight), keep, seen) is None
+    assert get("flap")(bias=False).repair(coupling, Dense(problem.weight), keep, seen) is None
 
 
 def test_the_bias_of_flap_pays() -> None:
@@ -149,9 +148,3 @@ def test_sites_outside_of_the_blocks_have_no_importance() -> None:
 def test_impossible_averages_are_refused(bad: str) -> None:
     with pytest.raises(UsageError, match="low < high"):
         Recipe.of(f"rtn by layerwise_quant({bad})")
-
-
-def _dense(weight: torch.Tensor):
-    from trimtab.formats import Dense
-
-    return Dense(weight)

@@ -1,5 +1,7 @@
 """Streaming in any pieces and any order of merging gives what the formula gives on all tokens at once."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,7 +50,7 @@ def streamed(statistic: type, pieces: list[tuple[Tensor, ...]]):
 def test_pieces_and_merges_give_the_whole(statistic: type, cuts: list[int], seed: int) -> None:
     seen = taken(statistic, tokens(60, seed))
     edges = [0, *sorted(cuts), 60]
-    pieces = [tuple(t[a:b] for t in seen) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [tuple(t[a:b] for t in seen) for a, b in pairwise(edges)]
     expected = naive(statistic, *seen).float()
     one_by_one = streamed(statistic, pieces)
     merged = statistic.merge(streamed(statistic, pieces[:1]), streamed(statistic, pieces[1:]))

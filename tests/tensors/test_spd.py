@@ -51,9 +51,12 @@ def test_damping_is_raised_tenfold_and_said(least: float, used: float) -> None:
 
 
 def test_a_singular_gram_without_damping_is_damped_after_all() -> None:
-    factor, used = cholesky(torch.ones(4, 4), 0.0)
-    assert 0 < used < 1e-6
-    assert factor.isfinite().all()
+    """Also one of few float32 tokens, whose rounding error makes it slightly indefinite."""
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 9, 128)
+    for matrix in (torch.ones(4, 4), x.T @ x / 4):
+        factor, used = cholesky(matrix, 0.0)
+        assert 0 < used <= 1e-4
+        assert factor.isfinite().all()
 
 
 @pytest.mark.parametrize("factorize", [cholesky, inverse_upper])

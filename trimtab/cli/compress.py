@@ -65,7 +65,7 @@ def compress(
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
-        _plan(model, steps, dtype, json, quiet, verbose)
+        _plan(model, steps, dtype, packed, json, quiet, verbose)
         return
     if out is None:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
@@ -89,7 +89,7 @@ def _tell(done: "Compressed", before: float | None, after: float | None, profile
     show.report(done.report)
     if profile:
         show.profile(done.report.profile)
-    typer.echo(f"size: {show.change(before, after)}; peak memory {show.size(done.report.peak_memory)}")
+    typer.echo(f"size: {show.change(before or done.plan.bytes_before, after)}; peak memory {show.size(done.report.peak_memory)}")
     typer.echo(f"written: {done.folder}")
     typer.echo(f"next: trimtab measure {done.folder}")
 
@@ -103,12 +103,12 @@ def folder_size(model: str) -> float | None:
     return file_bytes(folder).value if folder.is_dir() else None
 
 
-def _plan(model: str, recipe: "Recipe", dtype: str | None, json: bool, quiet: bool, verbose: bool) -> None:
+def _plan(model: str, recipe: "Recipe", dtype: str | None, packed: bool, json: bool, quiet: bool, verbose: bool) -> None:
     with working(quiet, verbose) as watch:
         watch(Progress("load", 0, 1, model))
         from trimtab.host.compress import plan
 
-        found = plan(model, recipe, dtype=dtype_of(dtype))
+        found = plan(model, recipe, dtype=dtype_of(dtype), packed=packed)
     if json:
         show.as_json(found.json())
     else:

@@ -64,7 +64,7 @@ def flag(help: str, default: bool) -> Any:
 
 
 def text(help: str, default: str, parse: Callable[[Any], Any]) -> Any:
-    """A string with a grammar; `parse` raises `UsageError` on a bad one (its value is thrown away)."""
+    """A string with a grammar; `parse` raises ValueError on a bad one (its value is thrown away)."""
     return _knob(default, Knob(help, str, parse=parse))
 
 
@@ -100,7 +100,10 @@ def checked(owner: str, name: str, knob: Knob, value: Any) -> Any:
     if isinstance(value, int | float) and not low <= value <= high:
         raise UsageError(f"{owner}: {name} must be {knob.range()}, got {value!r}")
     if knob.parse is not None:
-        knob.parse(value)
+        try:
+            knob.parse(value)
+        except ValueError as error:
+            raise UsageError(f"{owner}: {name}: {error}") from error
     return value
 
 

@@ -10,6 +10,7 @@ from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelM
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
+from trimtab.formats import Masked
 from trimtab.formats.plain import stored_bits
 
 
@@ -41,7 +42,7 @@ class Plan:
         return {**asdict(self), "steps": steps}
 
 
-def plan(anatomy: Anatomy, recipe: Recipe) -> Plan:
+def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     """Resolve and check every step against the model. Raises `RecipeError` or `UsageError`; moves no weight."""
     held: dict[Site, tuple[type[LinearWeight], ...]] = {s: (type(anatomy.weight(s)),) for s in anatomy.sites}
     bits: dict[Site, float | None] = {s: anatomy.weight(s).bits for s in anatomy.sites}
@@ -52,7 +53,7 @@ def plan(anatomy: Anatomy, recipe: Recipe) -> Plan:
         if isinstance(step.method, LinearMethod):
             _fit(step.method, sites, held)
             for site in sites:
-                bits[site] = _promised(step, site, anatomy)
+                bits[site] = _promised(step, site, anatomy, packed)
                 held[site] = step.method.gives
             left = _mean(sites, bits)
         elif isinstance(step.method, ChannelMethod | ModelMethod):
@@ -118,10 +119,10 @@ def _dense_only(step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[Linear
             raise RecipeError(f"{step.method.card.id} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
 
 
-def _promised(step: Step, site: Site, anatomy: Anatomy) -> float | None:
+def _promised(step: Step, site: Site, anatomy: Anatomy, packed: bool) -> float | None:
     if step.by is not None or not isinstance(step.method, LinearMethod):
         return None
-    if all(kind.kind == "masked" for kind in step.method.gives):
+    if not packed and all(gives is Masked for gives in step.method.gives):
         return anatomy.weight(site).bits  # stored as it was, with zeros
     spec = step.method.promises(site, anatomy.weight(site))
     return None if spec is None else stored_bits(spec)

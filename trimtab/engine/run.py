@@ -66,7 +66,7 @@ def run(
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
-        plan(Anatomy.of(model), recipe)
+        plan(Anatomy.of(model), recipe, packed)
     bench = Bench(model, list(batches), Seeds(recipe.seed), watch, packed, len(recipe.steps))
     training = model.training
     model.eval()
@@ -190,7 +190,8 @@ def _solved(method: LinearMethod, weight: LinearWeight, seen: Seen, site: Site) 
     try:
         solved = method.solve(weight, seen, site)
     except ArithmeticError as error:
-        raise CalibrationError(f"{method.card.id} at {site.name}: {error}; show more or other calibration text") from error
+        cure = "; show more or other calibration text" if any(map(_is_statistic, method.needs)) else ""
+        raise CalibrationError(f"{method.card.id} at {site.name}: {error}{cure}") from error
     if not bool(torch.isfinite(solved.dense()).all()):
         raise CalibrationError(f"{method.card.id} at {site.name}: the result is not finite")
     return solved

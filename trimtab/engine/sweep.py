@@ -6,7 +6,7 @@ one by one with the recorded arguments. At any moment the memory holds the weigh
 the calibration activations; nothing depends on the architecture beyond "a list of blocks, hidden states first".
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +54,9 @@ class Stream:
             self.forms = _forms(anatomy, batches[0][:1, :8])
             self.hidden: list[Tensor] = []
             self.calls: list[list[Call]] = [[] for _ in anatomy.blocks]
-            for ids in batches:
-                self._record(ids)
+            with _float32(_outside(anatomy)):
+                for ids in batches:
+                    self._record(ids)
 
     @torch.no_grad()
     def drive(self, block: int, batch: int) -> Tensor:
@@ -68,7 +69,7 @@ class Stream:
         tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
         outputs = advance or bool(of_block)
         if outputs or tally.needs:
-            with _float32(self.anatomy.blocks[block]), self.profile("forward"):
+            with _float32(self.anatomy.blocks[block].parameters()), self.profile("forward"):
                 for batch, entering in enumerate(self.hidden):
                     with Watch(self.anatomy, tuple(tally.needs), tally.see, stop=not outputs):
                         leaving = self.drive(block, batch)
@@ -80,7 +81,7 @@ class Stream:
 
     def advance(self, block: int) -> None:
         """Replace the hidden states by the outputs of the block as it is now."""
-        with _float32(self.anatomy.blocks[block]), self.profile("forward"):
+        with _float32(self.anatomy.blocks[block].parameters()), self.profile("forward"):
             for batch in range(len(self.hidden)):
                 self.hidden[batch] = self.drive(block, batch)
 
@@ -89,7 +90,7 @@ class Stream:
         """What the model says [windows, length, vocabulary] if its last block gave this stream's hidden states."""
         output = self.hidden[batch]
         stand_ins = [_Constant(b, form, output) for b, form in zip(self.anatomy.blocks, self.forms, strict=True)]
-        with _replaced(self.anatomy.blocks, stand_ins):
+        with _replaced(self.anatomy.blocks, stand_ins), _float32(_outside(self.anatomy)):
             logits: Tensor = self.anatomy.model(ids, use_cache=False).logits
         return logits
 
@@ -207,9 +208,9 @@ def _replaced(blocks: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator
 
 
 @contextmanager
-def _float32(block: nn.Module) -> Iterator[None]:
-    """Inside, the parameters of a half-precision block are float32; afterwards they are the very same tensors as before."""
-    kept = [(p, p.data) for p in block.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+def _float32(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, half-precision parameters are float32; afterwards they are the very same tensors as before."""
+    kept = [(p, p.data) for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
     try:
         for parameter, data in kept:
             parameter.data = data.float()
@@ -217,6 +218,13 @@ def _float32(block: nn.Module) -> Iterator[None]:
     finally:
         for parameter, data in kept:
             parameter.data = data
+
+
+def _outside(anatomy: Anatomy) -> list[nn.Parameter]:
+    """Embeddings, the final norm, the head: were they left in half precision, the stream would begin with rounded numbers."""
+    stand_ins = [nn.Identity() for _ in anatomy.blocks]
+    with _replaced(anatomy.blocks, stand_ins):
+        return list(anatomy.model.parameters())
 
 
 def _forms(anatomy: Anatomy, ids: Tensor) -> list[type]:

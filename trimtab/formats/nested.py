@@ -11,6 +11,7 @@ from trimtab.formats import checks, registry
 
 
 def tensors(parts: Sequence[LinearWeight]) -> dict[str, Tensor]:
+    """All parts' tensors, prefixed."""
     return {f"{i}_{name}": t for i, part in enumerate(parts) for name, t in part.tensors().items()}
 
 

@@ -24,7 +24,7 @@ from trimtab.engine.run import run
 from trimtab.host.card import model_card
 from trimtab.host.checkpoint import load, save
 from trimtab.host.gguf_import import history, resolve_model
-from trimtab.host.publish import check_target
+from trimtab.host.publish import check_target, ensure_space
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Compressed:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     report: Report
+    plan: Plan
     folder: Path | None = None
 
 
@@ -62,7 +63,9 @@ def compress(
     name = str(model) if isinstance(model, str | Path) else model.config.name_or_path or type(model).__name__
     watch(Progress("load", 0, 1, name))
     model, tokenizer, notes = _opened(model, tokenizer, dtype, device)
-    planned(Anatomy.of(model), recipe)
+    expected = planned(Anatomy.of(model), recipe, packed)
+    if out is not None:
+        ensure_space(Path(out), expected.bytes_after or expected.bytes_before)
     bench = run(model, recipe, _batches(model, tokenizer, recipe), watch, packed)
     report = Report(
         name,
@@ -74,17 +77,19 @@ def compress(
         seeded=bench.drew or needs_calibration(recipe),
     )
     if out is None:
-        return Compressed(model, tokenizer, report)
+        return Compressed(model, tokenizer, report, expected)
     watch(Progress("save", 0, 1, str(out)))
     folder = save(model, tokenizer, out, recipe.yaml(), model_card(report), overwrite)
     watch(Progress("save", 1, 1, str(out)))
-    return Compressed(model, tokenizer, report, folder)
+    return Compressed(model, tokenizer, report, expected, folder)
 
 
-def plan(model: str | Path | PreTrainedModel, recipe: str | Recipe, *, dtype: torch.dtype | None = None) -> Plan:
+def plan(
+    model: str | Path | PreTrainedModel, recipe: str | Recipe, *, dtype: torch.dtype | None = None, packed: bool = False
+) -> Plan:
     """What `compress` would do, step by step, and the size of the result. Changes nothing."""
     opened, _, _ = _opened(model, None, dtype, None)
-    return planned(Anatomy.of(opened), as_recipe(recipe))
+    return planned(Anatomy.of(opened), as_recipe(recipe), packed)
 
 
 def as_recipe(recipe: str | Recipe) -> Recipe:

@@ -41,6 +41,7 @@ def publish(folder: str | Path, overwrite: bool = False, needs: int = 0) -> Iter
     ensure_space(target, needs)
     partial = _sibling(target, "partial")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock = _locked(partial)
     except OSError as error:
         raise UsageError(f"cannot write beside {target}: {error.strerror}") from error
@@ -83,12 +84,11 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def check_target(folder: str | Path, overwrite: bool = False) -> Path:
-    """The absolute path of a folder that may be written: its parent exists then. Raises `UsageError` if it may not."""
+    """The absolute path of a folder that may be written. Raises `UsageError` if it may not; makes nothing."""
     target = Path(folder).expanduser().resolve()
     if not target.name:
         raise UsageError(f"{folder} is no name for a model folder")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         recover(target)
         if target.exists():
             _check_existing(target, overwrite)
@@ -104,7 +104,7 @@ def _check_existing(target: Path, overwrite: bool) -> None:
     if not names:
         return
     if not overwrite:
-        raise UsageError(f"{target} exists; choose another name or allow overwriting")
+        raise UsageError(f"{target} exists; choose another name or allow overwriting (--overwrite, overwrite=True)")
     if not names & {manifest.NAME, "config.json"}:
         raise UsageError(f"{target} is not a model folder and will not be replaced; choose another name")
 

@@ -55,6 +55,8 @@ class TrimtabQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
         surgery.shape(model, self.quantization_config.modules, dtype or torch.get_default_dtype())
         self._stored = {name: value.dtype for name, value in _packed_buffers(model)}
+        for module in _packed(model):
+            module.weight = _nothing_to_draw()
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         """Packed tensors are taken as stored; the rest follows the dtype asked for."""
@@ -63,6 +65,8 @@ class TrimtabQuantizer(HfQuantizer):
         return super().get_new_dtype(converter, param, dtype)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        for module in _packed(model):
+            del module.weight
         # The stock loader only warns about a tensor that is not in the files, and leaves whatever was in memory there.
         for name, value in _packed_buffers(model):
             if not getattr(value, "_is_hf_initialized", False):
@@ -76,6 +80,17 @@ class TrimtabQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def _nothing_to_draw() -> Tensor:
+    """Some families draw initial values for `child.weight` by name when any tensor of the model is new; this one is not."""
+    witness = torch.empty(0)
+    witness._is_hf_initialized = True  # type: ignore[attr-defined]
+    return witness
+
+
+def _packed(model: nn.Module) -> list[PackedLinear]:
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
 def _packed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +43,7 @@ class Setting:
     text: str = "asset:boolq"
     windows: int = 24
     length: int = 512
-    calibration: Calibration = Calibration(tokens=16384)
+    calibration: Calibration = field(default_factory=lambda: Calibration(tokens=16384))
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -107,9 +107,19 @@ def append(line: dict[str, Any], ledger: Path) -> None:
 
 
 def read(ledger: Path) -> list[dict[str, Any]]:
+    """All lines, oldest first. Raises `UsageError` naming a line that is damaged."""
     if not ledger.exists():
         return []
-    return [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = enumerate(ledger.read_text(encoding="utf-8").splitlines(), 1)
+    return [_entry(line, f"{ledger}:{number}") for number, line in lines if line.strip()]
+
+
+def _entry(line: str, place: str) -> dict[str, Any]:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place} is not a JSON object ({error.msg}); restore the line from version control") from error
+    return entry
 
 
 def latest(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -129,10 +139,9 @@ def render(ledger: Path) -> str:
         "| method | claim | statement | status | difference | interval | ppl left / right | bits left / right | n x seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for method in ids():
-        for claim in claims_of(method):
-            lines.append(_row(method, claim, results.get((method, claim.name))))
-    published = [(m, c) for m in ids() for c in claims_of(m) if c.published or c.note]
+    every = [(method, claim) for method in ids() for claim in claims_of(method)]
+    lines += [_row(method, claim, results.get((method, claim.name))) for method, claim in every]
+    published = [(m, c) for m, c in every if c.published or c.note]
     lines += ["", "## What the papers report, and notes", ""]
     lines += [f"- `{m}` {c.name}: {'; '.join(filter(None, (c.published, c.note)))}" for m, c in published]
     return "\n".join(lines) + "\n"

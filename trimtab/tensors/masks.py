@@ -33,7 +33,8 @@ class Pattern:
 def keep_top(score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
     """Per row, the weights with the largest scores. score [out, in] -> bool [out, in].
 
-    Unstructured: exactly floor(sparsity * in) of each row go. Of equal scores those to the left stay. Raises ValueError if in % m != 0.
+    Unstructured: exactly floor(sparsity * in) of each row go. Of equal scores those to the left stay.
+    Raises ValueError if in % m != 0.
     """
     out, inputs = score.shape
     if pattern.m:

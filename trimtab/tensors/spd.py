@@ -10,6 +10,7 @@ from torch import Tensor
 
 TRIES = 4
 RAISE = 10.0
+LEAST = 1e-7  # where the raising starts: below it damping drowns in the rounding error of a float32 gram
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
@@ -28,7 +29,7 @@ def cholesky(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     if not float(gram.diagonal().mean()) > 0:
         raise ArithmeticError("the gram matrix is zero: nothing was seen")
     for attempt in range(TRIES):
-        used = max(damping, 1e-10) * RAISE**attempt if attempt else damping
+        used = max(damping, LEAST) * RAISE**attempt if attempt else damping
         factor, failed = torch.linalg.cholesky_ex(damped(gram, used))
         if not int(failed):
             return factor, used

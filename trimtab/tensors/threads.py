@@ -1,4 +1,4 @@
-"""Long loops of small operations run on one thread: sharing each out costs more than it saves, ten times more on a busy machine."""
+"""Long loops of small operations run on one thread: sharing each out costs more than it saves, far more on a busy machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,6 +1,5 @@
 """What an allocator must keep: every site gets a strength, and the mean of them is what was asked for."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch

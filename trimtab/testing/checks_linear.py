@@ -1,6 +1,7 @@
 """What a linear method must keep: on hard matrices, at its limits, and after being saved."""
 
 from dataclasses import replace
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -120,7 +121,7 @@ def gains_by_its_budget(method: type[LinearMethod]) -> None:
         made = _at_strengths(method, name, values)
         errors = [problem.error(solve(m, problem)) for m in made]
         worse = errors if direction > 0 else errors[::-1]
-        for weaker, stronger in zip(worse, worse[1:], strict=False):
+        for weaker, stronger in pairwise(worse):
             text = ", ".join(f"{m} {e:.3g}" for m, e in zip(made, errors, strict=True))
             expect(weaker <= stronger * SLACK, f"the output error does not follow {name}: {text}")
 

@@ -42,6 +42,13 @@ class Hlq(LinearMethod):
                 note="2.75 bits per weight on both sides; the baseline searches its clipping range",
             ),
             Claim(
+                "recoded-beats-gptq-at-2-bit",
+                "hlq(bits=2, group_size=64, recode=True)",
+                "<",
+                "gptq(bits=2, group_size=24, clip=True)",
+                note="as above, with codes chosen again after compensation",
+            ),
+            Claim(
                 "sweep-beats-nearest",
                 "hlq(bits=2, group_size=64)",
                 "<",

@@ -87,6 +87,9 @@ class QuaRot(ModelMethod):
 
 def _gains(anatomy: "Anatomy", width: int) -> dict[Site, Tensor]:
     """The gain that every reader of the residual stream finds on its input. Raises `ModelError` where none can be folded."""
+    for site in anatomy.sites:
+        if site.index is not None and anatomy.bias(site) is not None:
+            raise ModelError(f"quarot: {site.name} is an expert with a bias; the biases of experts cannot be rotated yet")
     gains = {site: _gain(anatomy, norm) for norm in anatomy.norms() for site in norm.feeds}
     routers = {s.block: gains[s] for s in gains if s.role is Role.ROUTER}
     for site in anatomy.sites:

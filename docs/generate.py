@@ -1,0 +1,192 @@
+"""Writes docs/methods/: one page per method and an index, from what the methods say of themselves.
+
+Cards, docstrings, knobs and the ledger of claims are the only sources, so a page cannot say anything that the code does not.
+`--check` writes nothing and fails where a page is not what would be written. Methods of other packages are left out.
+"""
+
+import inspect
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtab.core.card import Card, Claim
+from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, LinearWeight, Method, ModelMethod
+from trimtab.core.knobs import Knob, knobs
+from trimtab.core.recipe import Recipe, Step
+from trimtab.core.registry import get, ids, kind, room
+from trimtab.measure.claims import latest, read
+from trimtab.testing.checks_any import steered
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "methods"
+LEDGER = ROOT / "claims" / "ledger.jsonl"
+NOTICE = "<!-- Written by docs/generate.py from the code and the ledger; changes made here are lost. -->"
+FIDELITY = {
+    "exact": "as published, up to what the docstring says",
+    "reconstructed": "parts had to be filled in",
+    "variant": "deliberately different from what was published",
+}
+PLACES = {"arXiv:": "https://arxiv.org/abs/", "doi:": "https://doi.org/"}
+Results = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    options = ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--check", action="store_true", help="write nothing, fail if a page is stale")
+    options.add_argument("--folder", type=Path, default=FOLDER)
+    options.add_argument("--ledger", type=Path, default=LEDGER)
+    given = options.parse_args(words)
+    wanted = pages(latest(read(given.ledger)))
+    if given.check:
+        stale = differing(given.folder, wanted)
+        print("\n".join(f"{given.folder / name} is stale; run `make docs`" for name in stale), end="\n" if stale else "")
+        return 1 if stale else 0
+    write(given.folder, wanted)
+    return 0
+
+
+def differing(folder: Path, wanted: Mapping[str, str]) -> list[str]:
+    """Names of the pages that are missing, other than they should be, or of no method any more."""
+    there = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    return sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+
+
+def write(folder: Path, wanted: Mapping[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in differing(folder, wanted):
+        if name in wanted:
+            (folder / name).write_text(wanted[name], encoding="utf-8")
+        else:
+            (folder / name).unlink()
+
+
+def pages(results: Results) -> dict[str, str]:
+    """File name -> Markdown, of every page."""
+    methods = [get(id) for id in ids() if _is_ours(id)]
+    made = {f"{method.card.id}.md": _page(method, results) for method in methods}
+    return {"index.md": _index(methods, results), **made}
+
+
+def _is_ours(id: str) -> bool:
+    return (ROOT / "trimtab" / "methods" / room(id) / f"{id}.py").is_file()
+
+
+def _index(methods: Sequence[type[Method]], results: Results) -> str:
+    lines = [NOTICE, "", "# Methods", ""]
+    lines += ["Fidelity: " + "; ".join(f"*{name}*, {meaning}" for name, meaning in FIDELITY.items()) + "."]
+    lines += ["Claims: how many of the method's claims have which status; a claim is run by `trimtab claim ID`."]
+    ranked = sorted(methods, key=lambda method: (room(method.card.id), method.card.id))
+    for place, group in groupby(ranked, key=lambda method: room(method.card.id)):
+        lines += ["", f"## {place}", "", "| method | kind | fidelity | paper | claims |", "|---|---|---|---|---|"]
+        for method in group:
+            card = method.card
+            name, paper = f"[{card.id}]({card.id}.md)", f"{_cell(card.title)} ({_paper(card)})"
+            lines.append(f"| {name} | {kind(method)} | {card.fidelity} | {paper} | {_counted(card, results)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _counted(card: Card, results: Results) -> str:
+    statuses = [_status(card, claim, results) for claim in card.claims]
+    return ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "-"
+
+
+def _page(method: type[Method], results: Results) -> str:
+    card = method.card
+    lines = [NOTICE, "", f"# {card.id}", "", f"{card.title}. {_paper(card)}.", ""]
+    lines += [f"{room(card.id)}, kind {kind(method)}. Fidelity: {card.fidelity}, {FIDELITY[card.fidelity]}.", ""]
+    lines += ["```text", inspect.cleandoc(sys.modules[method.__module__].__doc__ or ""), "```", ""]
+    lines += [f"- {fact}" for fact in _facts(method())]
+    if card.beside:
+        lines.append("- See also " + ", ".join(f"[{other}]({other}.md)" for other in card.beside))
+    lines += ["", "## Knobs", "", *_knobs(method()), "", "In a recipe, every knob at its default:", ""]
+    lines += ["```yaml", yaml.safe_dump({"steps": _steps(method)}, sort_keys=False).rstrip(), "```"]
+    if card.claims:
+        lines += ["", "## Claims", "", *_claims(card, results)]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(made: Method) -> Iterator[str]:
+    """What the class declares, in words."""
+    if isinstance(made, LinearMethod):
+        yield f"Takes {_formats(made.takes)}; gives {_formats(made.gives)}"
+        yield f"Shown the outputs of the {made.carry} blocks before it"
+    if isinstance(made, ChannelMethod):
+        yield f"Removes {' and '.join(made.unit)} units"
+    if isinstance(made, ModelMethod):
+        yield "Keeps the model's function" if made.preserves else "Changes the model's function"
+    if isinstance(made, Allocator):
+        yield f"Sets the knob `{made.knob}` of the method it is attached to"
+    yield f"Looks at {', '.join(f'`{need.__name__}`' for need in made.needs) or 'no data'}"
+
+
+def _formats(kinds: Sequence[type[LinearWeight]]) -> str:
+    return "any format" if LinearWeight in kinds else " or ".join(f"`{one.__name__}`" for one in kinds)
+
+
+def _knobs(made: Method) -> list[str]:
+    lines = ["| knob | default | values | what it is |", "|---|---|---|---|"]
+    for name, knob in knobs(made).items():
+        lines.append(f"| `{name}` | `{made.knobs()[name]}` | {_cell(_values(knob))} | {_cell(knob.help)} |")
+    return lines
+
+
+def _values(knob: Knob) -> str:
+    return "true or false" if knob.type is bool else "text" if knob.parse is not None else knob.range()
+
+
+def _steps(method: type[Method]) -> list[dict[str, Any]]:
+    made = method()
+    step = Step(steered(made)(), by=made) if isinstance(made, Allocator) else Step(made)
+    steps: list[dict[str, Any]] = Recipe((step,)).to_dict()["steps"]
+    return steps
+
+
+def _claims(card: Card, results: Results) -> Iterator[str]:
+    yield f"Run by `trimtab claim {card.id}`. Difference: left - right, nats per token, paired, with its 95 % interval."
+    yield ""
+    yield "| claim | statement | status | difference | perplexity | bits per weight | rests on |"
+    yield "|---|---|---|---|---|---|---|"
+    for claim in card.claims:
+        found = results.get((card.id, claim.name))
+        numbers = " | ".join(_numbers(found) if found else [""] * 4)
+        statement = _cell(f"`{claim.left}` {claim.relation} `{claim.right}`")
+        yield f"| {claim.name} | {statement} | {_status(card, claim, results)} | {numbers} |"
+    said = [(c.name, "; ".join(filter(None, (c.published and f"published: {c.published}", c.note)))) for c in card.claims]
+    if any(text for _, text in said):
+        yield ""
+        yield from (f"- {name}: {text}" for name, text in said if text)
+
+
+def _numbers(found: Mapping[str, Any]) -> list[str]:
+    left, right = (sum(found[side]) / len(found[side]) for side in ("left_ppl", "right_ppl"))
+    return [
+        f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})",
+        f"{left:.2f} and {right:.2f}",
+        f"{found['left_bits']:.3f} and {found['right_bits']:.3f}",
+        f"{found['model']}, {found['n']} windows x {len(found['seeds'])} seeds",
+    ]
+
+
+def _status(card: Card, claim: Claim, results: Results) -> str:
+    found = results.get((card.id, claim.name))
+    return str(found["status"]) if found else "not run"
+
+
+def _paper(card: Card) -> str:
+    for prefix, address in PLACES.items():
+        if card.paper.startswith(prefix):
+            return f"[{card.paper}]({address}{card.paper.removeprefix(prefix)})"
+    return card.paper
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

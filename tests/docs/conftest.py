@@ -1,0 +1,56 @@
+"""Documentation speaks of the real model and text; while it is tested these names mean a tiny model and a few words."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers.utils import logging
+
+import trimtab.host.compress
+import trimtab.measure
+from trimtab.data import text, windows
+from trimtab.host import gguf_import
+from trimtab.testing.folders import tiny_folder
+
+LONGEST, MOST = 32, 512  # tokens per window, tokens in all
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def words() -> list[str]:
+    draw = random.Random(0)
+    vocabulary = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 8))) for _ in range(300)]
+    return [" ".join(draw.choices(vocabulary, k=40)) for _ in range(200)]
+
+
+@pytest.fixture
+def small_world(tiny_model: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder in which the names of the documentation are small; nothing is fetched."""
+
+    def calibration(source, tokenizer, tokens, length, seed):
+        return windows.calibration_windows(source, tokenizer, min(tokens, MOST), min(length, LONGEST), seed)
+
+    def evaluation(source, tokenizer, count, length, seed):
+        return windows.evaluation_windows(source, tokenizer, min(count, 4), min(length, LONGEST), seed)
+
+    for name in text.SOURCES:
+        monkeypatch.setitem(text.SOURCES, name, lambda: words)
+    monkeypatch.setattr(gguf_import, "asset_model", lambda: tiny_model)
+    monkeypatch.setattr(trimtab.host.compress, "calibration_windows", calibration)
+    monkeypatch.setattr(trimtab.measure, "evaluation_windows", evaluation)
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    yield here
+    logging.set_verbosity(verbosity)
+    if bars:
+        logging.enable_progress_bar()

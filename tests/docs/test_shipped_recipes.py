@@ -1,0 +1,21 @@
+"""Every recipe in recipes/ fits a model: it can be read, planned and carried out."""
+
+from pathlib import Path
+
+import pytest
+from markdown_blocks import ROOT
+
+import trimtab
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def test_there_are_some():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_it_runs(path: Path, small_world: Path):
+    done = trimtab.compress("asset:smollm2-135m", str(path))
+    steps = {receipt.step for receipt in done.report.receipts}
+    assert steps == set(range(1, len(trimtab.Recipe.read(path).steps) + 1))
