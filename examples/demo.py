@@ -50,7 +50,9 @@ def main() -> None:
     console.print(comparison(before, after))
     for prompt, was, now in zip(PROMPTS, said_before, said_after, strict=True):
         console.print(f"\n[bold]{prompt}[/bold]\n[dim]before:[/dim] {was}\n[dim]after: [/dim] {now}", highlight=False)
-    console.print(f"\nWritten to {given.out}; {time.perf_counter() - begun:.0f} s in all. Open it with transformers after `import trimtab`.")
+    console.print(
+        f"\nWritten to {given.out}; {time.perf_counter() - begun:.0f} s in all. Open it with transformers after `import trimtab`."
+    )
 
 
 def examine(folder: str) -> tuple[dict[str, Measurement], list[str]]:

@@ -34,8 +34,8 @@ class Halve(LinearMethod):
 '''
 
 FALSE_PROMISE = """
-    def promises(self, site, weight):
-        return {**weight.spec(), "dtype": "float16"}
+    def promises(self, site, spec):
+        return {**spec, "dtype": "float16"}
 """
 
 

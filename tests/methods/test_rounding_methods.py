@@ -63,10 +63,10 @@ def test_compensation_pays(seed: int) -> None:
 
 
 def test_free_levels_beat_even_ones_at_two_bits() -> None:
-    """As a fit of the weights, and in the sweep if each column may choose again as it may in GPTQ."""
+    """As a fit of the weights, and in the sweep if each column may choose again as it may in GPTQ (same order)."""
     white, problem = Layer(layer().weight, WHITE), layer()
     assert white.error(solve(get("hlq")(compensate=False), white)) < white.error(solve(get("rtn")(bits=2, clip=True), white))
-    recoded, gptq = solve(get("hlq")(recode=True), problem), solve(get("gptq")(bits=2, clip=True), problem)
+    recoded, gptq = solve(get("hlq")(recode=True), problem), solve(get("gptq")(bits=2, clip=True, order="given"), problem)
     assert problem.error(recoded) < problem.error(gptq)
 
 

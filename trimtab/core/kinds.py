@@ -78,7 +78,7 @@ class Statistic(Protocol):
 
 
 class Original:
-    """Not a statistic but may be needed like one: the dense weight before the first step of the recipe, [out, in]."""
+    """Not a statistic but may be needed like one: the dense weight before the first of the adjacent linear steps, [out, in]."""
 
 
 class Seen:
@@ -154,8 +154,8 @@ class LinearMethod(Method):
     def fits(self, site: Site) -> None:
         """Raises `UsageError` if the method cannot work on a matrix of this shape. Called before any weight moves."""
 
-    def promises(self, site: Site, weight: LinearWeight) -> dict[str, Any] | None:
-        """The spec of the container this method will give for `weight`, or None where the data decide its size."""
+    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The spec of the container this method will give for a weight of this spec, or None where the data decide."""
         return None
 
     @abstractmethod
@@ -188,6 +188,7 @@ class ModelMethod(Method):
     """Rewrites the model as a whole: rotations, foldings, dropped blocks."""
 
     preserves: ClassVar[bool] = False  # True promises unchanged float64 logits, and is tested
+    unties: ClassVar[bool] = False  # True where a head that shares the embedding's matrix gets one of its own
 
     @abstractmethod
     def rewrite(self, anatomy: Anatomy, seen: Seen) -> Edits: ...

@@ -13,6 +13,8 @@ from trimtab.core.registry import kind
 from trimtab.formats import Masked
 from trimtab.formats.plain import stored_bits
 
+Spec = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class PlannedStep:
@@ -45,24 +47,25 @@ class Plan:
 def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     """Resolve and check every step against the model. Raises `RecipeError` or `UsageError`; moves no weight."""
     held: dict[Site, tuple[type[LinearWeight], ...]] = {s: (type(anatomy.weight(s)),) for s in anatomy.sites}
-    bits: dict[Site, float | None] = {s: anatomy.weight(s).bits for s in anatomy.sites}
-    steps = []
+    specs: dict[Site, Spec | None] = {s: anatomy.weight(s).spec() for s in anatomy.sites}
+    steps, untied = [], False
     for step in recipe.steps:
         sites, matched = resolve(anatomy, step.where)
         left = None
         if isinstance(step.method, LinearMethod):
             _fit(step.method, sites, held)
             for site in sites:
-                bits[site] = _promised(step, site, anatomy, packed)
+                specs[site] = _promised(step, site, specs[site], packed)
                 held[site] = step.method.gives
-            left = _mean(sites, bits)
+            left = _mean(sites, specs)
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
+            untied |= getattr(step.method, "unties", False)
             if not getattr(step.method, "preserves", False):
-                bits = dict.fromkeys(bits)
+                specs = dict.fromkeys(specs)
         steps.append(PlannedStep(str(step), kind(type(step.method)), sites, matched, left))
     before = sum(t.numel() * t.element_size() for t in tensors(anatomy.model))
-    return Plan(tuple(steps), _parameters(anatomy), before, _bytes_after(anatomy, bits, before))
+    return Plan(tuple(steps), _parameters(anatomy), before, _bytes_after(anatomy, specs, before, untied))
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:
@@ -119,29 +122,31 @@ def _dense_only(step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[Linear
             raise RecipeError(f"{step.method.card.id} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
 
 
-def _promised(step: Step, site: Site, anatomy: Anatomy, packed: bool) -> float | None:
-    if step.by is not None or not isinstance(step.method, LinearMethod):
+def _promised(step: Step, site: Site, given: Spec | None, packed: bool) -> Spec | None:
+    if step.by is not None or given is None or not isinstance(step.method, LinearMethod):
         return None
     if not packed and all(gives is Masked for gives in step.method.gives):
-        return anatomy.weight(site).bits  # stored as it was, with zeros
-    spec = step.method.promises(site, anatomy.weight(site))
-    return None if spec is None else stored_bits(spec)
+        return given  # stored as it was, with zeros
+    return step.method.promises(site, given)
 
 
-def _mean(sites: Sequence[Site], bits: dict[Site, float | None]) -> float | None:
-    known = [(bits[s], s.shape[0] * s.shape[1]) for s in sites]
-    if any(b is None for b, _ in known):
+def _mean(sites: Sequence[Site], specs: dict[Site, Spec | None]) -> float | None:
+    known = [(spec, s.shape[0] * s.shape[1]) for s in sites if (spec := specs[s]) is not None]
+    if len(known) < len(sites):
         return None
-    return sum(b * n for b, n in known if b is not None) / sum(n for _, n in known)
+    return sum(stored_bits(spec) * n for spec, n in known) / sum(n for _, n in known)
 
 
-def _bytes_after(anatomy: Anatomy, bits: dict[Site, float | None], before: int) -> int | None:
-    if any(b is None for b in bits.values()):
-        return None
+def _bytes_after(anatomy: Anatomy, specs: dict[Site, Spec | None], before: int, untied: bool) -> int | None:
     change = 0.0
-    for site, after in bits.items():
-        size = site.shape[0] * site.shape[1]
-        change += ((after or 0.0) - anatomy.weight(site).bits) * size / 8
+    for site, spec in specs.items():
+        if spec is None:
+            return None
+        now, size = anatomy.weight(site).bits, site.shape[0] * site.shape[1]
+        if anatomy.tied and site.role is Role.HEAD:
+            change += now * size / 8 if untied else 0.0
+        else:
+            change += (stored_bits(spec) - now) * size / 8
     return before + round(change)
 
 

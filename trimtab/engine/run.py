@@ -48,6 +48,10 @@ class Bench:
     drew: bool = False  # whether any method asked for randomness
     held: dict[str, Masked] = field(default_factory=dict)  # by site name: masks that later steps have to know
 
+    def stored_bits(self, weight: LinearWeight) -> float:
+        """Bits per weight as it will be written: sparse matrices are written with their zeros unless `packed`."""
+        return 8.0 * weight.values.itemsize if isinstance(weight, Masked) and not self.packed else weight.bits
+
     def weight(self, anatomy: Anatomy, site: Site) -> LinearWeight:
         held = self.held.get(site.name)
         return held if held is not None and held.shape == site.shape else anatomy.weight(site)
@@ -122,6 +126,8 @@ def _strengths(bench: Bench, anatomy: Anatomy, number: int, step: Step) -> dict[
     """The method of a step at every site it works on, as strong as its allocator says."""
     assert isinstance(step.method, LinearMethod)
     sites, _ = resolve(anatomy, step.where)
+    for site in sites:  # again: an earlier step may have changed the shapes that the plan saw
+        step.method.fits(site)
     if step.by is None:
         return dict.fromkeys(sites, step.method)
     seen = _observe(bench, anatomy, step.by.needs, sites, Seeds(bench.seeds.seed).at("by", number))
@@ -173,8 +179,8 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
                 site.name,
                 weight.kind,
                 original.numel(),
-                before.bits,
-                weight.bits,
+                bench.stored_bits(before),
+                bench.stored_bits(weight),
                 perf_counter() - begun,
                 _output_error(original, weight, stats.get(Gram)),
                 seen.notes,

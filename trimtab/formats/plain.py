@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trimtab.core.errors import UsageError
@@ -29,10 +28,10 @@ def stored_bits(spec: Mapping[str, Any]) -> float:
     return 8 * size / float(out * inputs)
 
 
-def low_rank_spec(shape: tuple[int, int], rank: int, dtype: torch.dtype) -> dict[str, Any]:
-    """The spec of `low_rank` factors of this rank."""
-    (out, inputs), name = shape, str(dtype).removeprefix("torch.")
-    parts = [{"kind": Dense.kind, "shape": s, "dtype": name} for s in ([out, rank], [rank, inputs])]
+def low_rank_spec(shape: tuple[int, int], rank: int, dtype: str) -> dict[str, Any]:
+    """The spec of `low_rank` factors of this rank. dtype: by name, e.g. "float16"."""
+    out, inputs = shape
+    parts = [{"kind": Dense.kind, "shape": s, "dtype": dtype} for s in ([out, rank], [rank, inputs])]
     return {"kind": "chain", "shape": [out, inputs], "parts": parts}
 
 

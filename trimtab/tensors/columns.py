@@ -6,7 +6,8 @@ output changes least:  err = (w_i - q_i) / U_ii,  w_j -= err * U_ij  for j > i, 
 Work is done on the transpose, so that a column is contiguous, and in lazy blocks, so that most of it is a matrix product.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from trimtab.tensors.threads import one_thread
 
 LAZY = 128
+T = TypeVar("T")
 
 
 class Chooser(Protocol):
@@ -53,6 +55,56 @@ def _block(columns: Tensor, chosen: Tensor, upper: Tensor, chooser: Chooser, sta
         errors[i - start] = (columns[i] - chosen[i]) / diagonal[i]
         columns[i + 1 : end].addr_(upper[i, i + 1 : end], errors[i - start], alpha=-1)
     return errors
+
+
+class ByGroup(Generic[T]):
+    """Column chooser for formats with parameters per group of consecutive inputs.
+
+    fit(weights [out, group]) gives a group's parameters; take(parameters, position in the group, column [out]) gives the
+    codes [out] and their values [out]. order: the sweep's columns as positions in the weight. In the weight's own order a
+    group is fitted, compensated, when the sweep enters it; in another order its columns are met far apart, so all groups are
+    fitted at the start ("static groups"). keep [out, in]: where False the column is zero before it is fitted or taken.
+    """
+
+    def __init__(
+        self,
+        fit: Callable[[Tensor], T],
+        take: Callable[[T, int, Tensor], tuple[Tensor, Tensor]],
+        group_size: int,
+        order: Tensor,
+        keep: Tensor | None = None,
+    ):
+        self._fit, self._take, self.group_size = fit, take, group_size
+        self.order, self.keep = order.tolist(), keep
+        self.given = self.order == list(range(len(order)))
+        self.width = group_size if self.given else len(order)
+        self.fitted: list[T] = []
+        self._codes: list[Tensor] = []
+
+    def enter(self, start: int, columns: Tensor, diagonal: Tensor) -> None:
+        if not self.given:
+            columns = columns[torch.tensor(self.order, device=columns.device).argsort()]
+        if self.keep is not None:
+            columns = columns * self.keep.T[start : start + self.width]
+        self.fitted += [self._fit(group.T) for group in torch.split(columns, self.group_size)]
+
+    def choose(self, index: int, column: Tensor) -> Tensor:
+        place = self.order[index]
+        if self.keep is not None:
+            column = column * self.keep[:, place]
+        codes, values = self._take(self.fitted[place // self.group_size], place % self.group_size, column)
+        self._codes.append(codes)
+        return values
+
+    @property
+    def codes(self) -> Tensor:
+        """[out, in], in the weight's own order; complete after the sweep."""
+        return torch.stack(self._codes, dim=1)[:, torch.tensor(self.order).argsort()]
+
+
+def by_energy(gram: Tensor) -> Tensor:
+    """[in]: columns with the most input energy first, so that their errors can be spread over all the others."""
+    return gram.diagonal().argsort(descending=True, stable=True)
 
 
 def _lazy(width: int) -> int:

@@ -155,7 +155,7 @@ def _check_answer(made: LinearMethod, problem: Layer, weight: LinearWeight, answ
     expect(answer.shape == problem.site.shape, f"{made} gives {answer.shape} for {problem.site.shape}")
     dense = answer.dense()
     expect(dense.dtype == torch.float32 and bool(dense.isfinite().all()), f"{made} gives numbers that are not finite")
-    promised = made.promises(problem.site, weight)
+    promised = made.promises(problem.site, weight.spec())
     if promised is None:
         return
     expect(promised == answer.spec(), f"{made} promises {promised} and gives {answer.spec()}")

@@ -5,8 +5,9 @@ compressed W':  W ~ W' + left @ right.  Works on top of any format.
 Zhang et al., ICML 2024 (arXiv:2402.02446), the activation-scaled form; s is not renormalized, which changes nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,6 +16,7 @@ from trimtab.core.kinds import LinearMethod, LinearWeight, Original, Seen
 from trimtab.core.knobs import count
 from trimtab.core.places import Site
 from trimtab.formats import Sum, low_rank
+from trimtab.formats.plain import low_rank_spec
 from trimtab.stats import InputNorm
 from trimtab.tensors.lowrank import truncated
 
@@ -44,6 +46,10 @@ class Lqer(LinearMethod):
     gives: ClassVar = (Sum,)
 
     rank: int = count("rank of the added term", 32)
+
+    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
+        added = low_rank_spec(site.shape, min(self.rank, *site.shape), "float16")
+        return {"kind": Sum.kind, "shape": [*site.shape], "parts": [dict(spec), added]}
 
     def solve(self, weight: LinearWeight, seen: Seen, site: Site) -> Sum:
         root = seen[InputNorm].double()

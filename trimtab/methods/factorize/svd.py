@@ -4,15 +4,16 @@ W [out, in] ~ left [out, rank] @ right [rank, in], rank = keep * out * in / (out
 No data; the error is the energy of the dropped singular values (Eckart & Young 1936). The baseline of the family.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trimtab.core.card import Card
-from trimtab.core.kinds import LinearMethod, LinearWeight, Seen
+from trimtab.core.kinds import LinearMethod, Seen
 from trimtab.core.knobs import rate
 from trimtab.core.places import Site
 from trimtab.formats import Chain, Dense, low_rank
-from trimtab.formats.plain import low_rank_spec, plain
+from trimtab.formats.plain import low_rank_spec
 from trimtab.tensors.lowrank import rank_for, truncated
 
 
@@ -30,8 +31,8 @@ class Svd(LinearMethod):
 
     keep: float = rate("fraction of the matrix's parameters that the two factors may hold", 0.8, low=0.01, high=0.99)
 
-    def promises(self, site: Site, weight: LinearWeight) -> dict[str, Any]:
-        return low_rank_spec(site.shape, rank_for(site.shape, self.keep), plain(weight).dtype)
+    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
+        return low_rank_spec(site.shape, rank_for(site.shape, self.keep), spec["dtype"])
 
     def solve(self, weight: Dense, seen: Seen, site: Site) -> Chain:
         factors = truncated(weight.dense(), rank_for(site.shape, self.keep))

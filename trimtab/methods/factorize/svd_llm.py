@@ -5,15 +5,16 @@ costs exactly s^2.  rank as in `svd`; inputs come from the already compressed pr
 Wang et al., ICLR 2025 (arXiv:2403.07378): truncation-aware whitening, without the later fine-tuning of the factors.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trimtab.core.card import Card, Claim
-from trimtab.core.kinds import LinearMethod, LinearWeight, Seen
+from trimtab.core.kinds import LinearMethod, Seen
 from trimtab.core.knobs import rate
 from trimtab.core.places import Site
 from trimtab.formats import Chain, Dense, low_rank
-from trimtab.formats.plain import low_rank_spec, plain
+from trimtab.formats.plain import low_rank_spec
 from trimtab.stats import Gram
 from trimtab.tensors.lowrank import rank_for, truncated
 from trimtab.tensors.spd import cholesky
@@ -44,8 +45,8 @@ class SvdLlm(LinearMethod):
     keep: float = rate("fraction of the matrix's parameters that the two factors may hold", 0.8, low=0.01, high=0.99)
     damping: float = rate("added to the gram, as a fraction of its mean diagonal", 1e-4)
 
-    def promises(self, site: Site, weight: LinearWeight) -> dict[str, Any]:
-        return low_rank_spec(site.shape, rank_for(site.shape, self.keep), plain(weight).dtype)
+    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
+        return low_rank_spec(site.shape, rank_for(site.shape, self.keep), spec["dtype"])
 
     def solve(self, weight: Dense, seen: Seen, site: Site) -> Chain:
         root, used = seen.once((SvdLlm, self.damping), lambda: cholesky(seen[Gram], self.damping))

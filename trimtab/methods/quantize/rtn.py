@@ -4,13 +4,14 @@ W[o, i] ~ (code - zero) * scale, one (scale, zero) per row and group of consecut
 quantization paper, plain (range = min .. max) or with a searched clipping range (least squared rounding error).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from trimtab.core.card import Card
-from trimtab.core.kinds import LinearMethod, LinearWeight, Seen
+from trimtab.core.kinds import LinearMethod, Seen
 from trimtab.core.knobs import count, flag
 from trimtab.core.places import Site
 from trimtab.formats import Dense, Grouped, Masked, check_group_size
@@ -37,7 +38,7 @@ class Rtn(LinearMethod):
     def fits(self, site: Site) -> None:
         check_group_size(site.shape[1], self.group_size or site.shape[1], site.name)
 
-    def promises(self, site: Site, weight: LinearWeight) -> dict[str, Any]:
+    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
         group_size = self.group_size or site.shape[1]
         uniform = {"bits": self.bits, "group_size": group_size, "symmetric": self.symmetric}
         return {"kind": Grouped.kind, "shape": [*site.shape], **uniform}

@@ -49,6 +49,7 @@ class QuaRot(ModelMethod):
         ),
     )
     preserves: ClassVar = True
+    unties: ClassVar = True
 
     rotation: str = choice("Hadamard with random signs, or a random orthogonal matrix", "hadamard", ("hadamard", "orthogonal"))
     heads: bool = flag("also rotate the values inside every attention head", True)
