@@ -43,7 +43,7 @@ class Setting:
     text: str = "asset:boolq"
     windows: int = 24
     length: int = 512
-    calibration: Calibration = field(default_factory=lambda: Calibration(tokens=16384))
+    calibration: Calibration = field(default_factory=lambda: Calibration(tokens=8192))
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
