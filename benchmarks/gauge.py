@@ -19,7 +19,10 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Gauge:
-    """`with gauge("load"): ...` notes a stage's seconds, processor seconds, peak, and what was resident at its end (bytes)."""
+    """`with gauge("load"): ...` notes a stage's seconds, processor seconds, peak and resident memory at its end.
+
+    Bytes; `file`: the part of `after` that is pages of files, such as weights that were mapped and not read.
+    """
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
@@ -34,6 +37,7 @@ class Gauge:
             "processor": process_time() - busy,
             "peak": resident("VmHWM"),
             "after": resident("VmRSS"),
+            "file": resident("RssFile"),
         }
 
 

@@ -49,11 +49,13 @@ def sides(fast_products: bool) -> list[Side]:
         Side("llm-compressor float32, oneDNN", "llm-compressor", "gptq", ("--dtype", "float32", "--onednn")),
         Side("llm-compressor bfloat16", "llm-compressor", "gptq", ("--dtype", "bfloat16")),
     ]
+    plain, ordered = f"gptq({SHAPE})", f"gptq({SHAPE}, order='energy')"  # the peer's default is the second
     return [
-        Side("trimtab float32", "trimtab", "gptq", ("--recipe", f"gptq({SHAPE})", "--dtype", "float32")),
+        Side("trimtab float32", "trimtab", "gptq", ("--recipe", plain, "--dtype", "float32")),
         peer[0],
+        Side("trimtab float32, by energy", "trimtab", "gptq", ("--recipe", ordered, "--dtype", "float32")),
         *([peer[1]] if fast_products else []),
-        Side("trimtab bfloat16", "trimtab", "gptq", ("--recipe", f"gptq({SHAPE})", "--dtype", "bfloat16")),
+        Side("trimtab bfloat16, by energy", "trimtab", "gptq", ("--recipe", ordered, "--dtype", "bfloat16")),
         peer[2],
         Side("trimtab wanda", "trimtab", "wanda", ("--recipe", "wanda(sparsity=0.5)")),
     ]

@@ -1,7 +1,7 @@
 """What the runs say: the gate, the ratios and the page. Pure functions on the lines of results.jsonl; standard library only."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -74,35 +74,39 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _ratios(lines: Sequence[Line]) -> str:
-    """Ours as it comes (float32) against the best of the peer's, chosen for each measure on its own."""
+    """Each of ours against the best of the peer's, which is chosen anew for every measure."""
     good = [runs for runs in map(_passed, _sides(lines)) if runs and runs[0]["job"] == "gptq"]
-    ours = [runs for runs in good if runs[0]["program"] == "trimtab" and "float32" in runs[0]["side"]]
+    ours = [runs for runs in good if runs[0]["program"] == "trimtab"]
     peers = [runs for runs in good if runs[0]["program"] != "trimtab"]
     if not ours or not peers:
         return ""
-    mine, said = ours[0], []
-    for label, value, names in (
-        ("seconds", _seconds, peers),
-        ("seconds, peer without our product switch", _seconds, [p for p in peers if "oneDNN" not in p[0]["side"]]),
-        ("peak memory of the call", _call_peak, peers),
-    ):
-        if names:
-            best = min(names, key=lambda runs: median(map(value, runs)))
-            ratio = median(map(value, best)) / median(map(value, mine))
-            said.append(f"- {label}: {best[0]['side']} takes **{ratio:.2f}x** what {mine[0]['side']} takes")
-    fastest = min(peers, key=lambda runs: median(map(_seconds, runs)))
-    difference, error = _paired(mine[0]["losses"], fastest[0]["losses"])
-    said.append(
-        f"- perplexity: {mine[0]['perplexity']:.2f} against {fastest[0]['perplexity']:.2f} of {fastest[0]['side']}; paired "
-        f"difference {difference:+.4f} ± {error:.4f} nats per token over {len(mine[0]['losses'])} windows "
-        "(negative: trimtab's is better)"
-    )
-    return "## Ratios\n\n" + "\n".join(said)
+    rows = [
+        "## Ratios\n",
+        "The peer's best, divided by trimtab's: above 1, trimtab needs less. Perplexity: against the peer's best one, paired "
+        "over the windows, in nats per token; negative, trimtab's is better.\n",
+        "| side | seconds | seconds, peer as it comes | peak of the call | perplexity difference |",
+        "|---|---|---|---|---|",
+    ]
+    as_it_comes = [runs for runs in peers if "oneDNN" not in runs[0]["side"]]
+    clearest = min(peers, key=lambda runs: runs[0]["perplexity"])
+    for runs in ours:
+        times = _ratio(peers, runs, _seconds), _ratio(as_it_comes, runs, _seconds)
+        difference, error = _paired(runs[0]["losses"], clearest[0]["losses"])
+        cells = (*times, _ratio(peers, runs, _call_peak), f"{difference:+.4f} ± {error:.4f}")
+        rows.append(f"| {runs[0]['side']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _ratio(peers: Sequence[Sequence[Line]], ours: Sequence[Line], value: Callable[[Line], float]) -> str:
+    if not peers:
+        return "-"
+    best = min(median(map(value, runs)) for runs in peers)
+    return f"{best / median(map(value, ours)):.2f}x"
 
 
 def _memory(lines: Sequence[Line]) -> str:
     """The design's bound on a sweep against what was resident at the highest point of the call."""
-    found = [r for r in lines if not r["red"] and "bound" in r]
+    found = [r for r in lines if not r["red"] and "bound" in r and r["job"] != "rounding"]
     if not found:
         return ""
     rows = [
@@ -143,7 +147,7 @@ def _profile(lines: Sequence[Line]) -> str:
 
 
 def _share(runs: Sequence[Line], activity: str) -> float:
-    return median(run["profile"].get(activity, 0.0) / _seconds(run) for run in runs)
+    return float(median(run["profile"].get(activity, 0.0) / _seconds(run) for run in runs))
 
 
 def _remarks(lines: Sequence[Line]) -> str:

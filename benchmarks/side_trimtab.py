@@ -54,7 +54,9 @@ def compress(given: argparse.Namespace) -> dict[str, Any]:
         model, tokenizer = load(resolve_model(MODEL), dtype=getattr(torch, given.dtype))
     assert tokenizer is not None
     bound = _bound(Anatomy.of(model), given.windows * given.length, "gptq" in given.recipe)
-    recipe = Recipe.of(given.recipe, Calibration(SHOWN, given.windows * given.length, given.length), seed=0)
+    batch = {"batch": given.batch} if given.batch else {}
+    shown = Calibration(SHOWN, given.windows * given.length, given.length, **batch)
+    recipe = Recipe.of(given.recipe, shown, seed=0)
     with gauge("compress"):
         done = compress(model, recipe, tokenizer=tokenizer)
     _check_shown(given, tokenizer)
@@ -148,6 +150,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--recipe", default="gptq(bits=3)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--batch", type=int, help="windows per forward pass; trimtab's own choice if not given")
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

@@ -32,7 +32,7 @@ def claim(
     windows: Annotated[int, typer.Option(min=1, help="Evaluation windows.")] = 24,
     length: Annotated[int, typer.Option(min=2, help="Tokens per window, of both texts.")] = 512,
     text: Annotated[str, typer.Option(help="Evaluation text.")] = "asset:boolq",
-    tokens: Annotated[int, typer.Option(min=2, help="Calibration tokens.")] = 16384,
+    tokens: Annotated[int, typer.Option(min=2, help="Calibration tokens.")] = 8192,
     calibration_text: Annotated[str, typer.Option(help="Calibration text.")] = "asset:squad-drop",
     ledger: Ledger = LEDGER,
     json: Json = False,

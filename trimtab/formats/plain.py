@@ -28,6 +28,11 @@ def stored_bits(spec: Mapping[str, Any]) -> float:
     return 8 * size / float(out * inputs)
 
 
+def grouped_spec(shape: tuple[int, int], bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:
+    """The spec of `Grouped` codes."""
+    return {"kind": "grouped", "shape": [*shape], "bits": bits, "group_size": group_size, "symmetric": symmetric}
+
+
 def low_rank_spec(shape: tuple[int, int], rank: int, dtype: str) -> dict[str, Any]:
     """The spec of `low_rank` factors of this rank. dtype: by name, e.g. "float16"."""
     out, inputs = shape

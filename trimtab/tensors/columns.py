@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from trimtab.tensors.spd import inverse_upper
 from trimtab.tensors.threads import one_thread
 
 LAZY = 128
@@ -102,9 +103,15 @@ class ByGroup(Generic[T]):
         return torch.stack(self._codes, dim=1)[:, torch.tensor(self.order).argsort()]
 
 
-def by_energy(gram: Tensor) -> Tensor:
-    """[in]: columns with the most input energy first, so that their errors can be spread over all the others."""
-    return gram.diagonal().argsort(descending=True, stable=True)
+def prepared(gram: Tensor, by_energy: bool, damping: float) -> tuple[Tensor, Tensor, float]:
+    """What a sweep needs of the inputs: the order of columns [in], U [in, in] for that order, and the damping used.
+
+    by_energy: columns with the most input energy first, so that their errors can be spread over all the others. Raises
+    ArithmeticError as `spd.cholesky` does.
+    """
+    order = gram.diagonal().argsort(descending=True, stable=True) if by_energy else torch.arange(len(gram), device=gram.device)
+    upper, used = inverse_upper(gram[order][:, order], damping)
+    return order, upper, used
 
 
 def _lazy(width: int) -> int:

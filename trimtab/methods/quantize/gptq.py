@@ -9,6 +9,7 @@ Frantar et al., ICLR 2023 (arXiv:2210.17323). Silent input channels are kept, no
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,10 +20,10 @@ from trimtab.core.kinds import LinearMethod, Seen
 from trimtab.core.knobs import choice, count, flag, rate
 from trimtab.core.places import Site
 from trimtab.formats import Dense, Grouped, Masked, check_group_size
+from trimtab.formats.plain import grouped_spec
 from trimtab.stats import Gram
-from trimtab.tensors.columns import ByGroup, by_energy, sweep
+from trimtab.tensors.columns import ByGroup, prepared, sweep
 from trimtab.tensors.rounding import Grid, fit
-from trimtab.tensors.spd import inverse_upper
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,12 @@ class Gptq(LinearMethod):
         check_group_size(site.shape[1], self.group_size or site.shape[1], site.name)
 
     def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
-        group_size = self.group_size or site.shape[1]
-        uniform = {"bits": self.bits, "group_size": group_size, "symmetric": self.symmetric}
-        return {"kind": Grouped.kind, "shape": [*site.shape], **uniform}
+        return grouped_spec(site.shape, self.bits, self.group_size or site.shape[1], self.symmetric)
 
     def solve(self, weight: Dense | Masked, seen: Seen, site: Site) -> Grouped:
-        gram, group_size = seen[Gram], self.group_size or site.shape[1]
-        order = by_energy(gram) if self.order == "energy" else torch.arange(len(gram))
-        key = (Gptq, self.damping, self.order)
-        upper, used = seen.once(key, lambda: inverse_upper(gram[order][:, order], self.damping))
+        group_size = self.group_size or site.shape[1]
+        prepare = partial(prepared, seen[Gram], self.order == "energy", self.damping)
+        order, upper, used = seen.once((Gptq, self.order, self.damping), prepare)
         seen.note("damping", used)
         keep = weight.keep if isinstance(weight, Masked) else None
         chooser = ByGroup(self._grid, _nearest, group_size, order, keep)

@@ -10,6 +10,7 @@ ELUTQ, arXiv:2510.19482. Scales are float16 during the fit; planes are sorted, n
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,8 +23,7 @@ from trimtab.core.places import Site
 from trimtab.formats import BitPlanes, Dense, check_group_size
 from trimtab.stats import Gram
 from trimtab.tensors.bitplanes import Planes, fit
-from trimtab.tensors.columns import ByGroup, by_energy, sweep
-from trimtab.tensors.spd import inverse_upper
+from trimtab.tensors.columns import ByGroup, prepared, sweep
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,8 @@ class Hlq(LinearMethod):
             planes = fit(groups, self.bits, self.rounds)
             codes = planes.codes(groups).reshape(site.shape).to(torch.uint8)
             return BitPlanes(codes, planes.scale.half(), planes.offset.squeeze(-1).half(), group_size)
-        gram = seen[Gram]
-        order = by_energy(gram) if self.order == "energy" else torch.arange(len(gram))
-        key = (Hlq, self.damping, self.order)
-        upper, used = seen.once(key, lambda: inverse_upper(gram[order][:, order], self.damping))
+        prepare = partial(prepared, seen[Gram], self.order == "energy", self.damping)
+        order, upper, used = seen.once((Hlq, self.order, self.damping), prepare)
         seen.note("damping", used)
         chooser = ByGroup(self._levels, self._level, group_size, order)
         sweep(weight.dense()[:, order], upper, chooser)

@@ -15,6 +15,7 @@ from trimtab.core.kinds import LinearMethod, Seen
 from trimtab.core.knobs import count, flag
 from trimtab.core.places import Site
 from trimtab.formats import Dense, Grouped, Masked, check_group_size
+from trimtab.formats.plain import grouped_spec
 from trimtab.tensors.rounding import fit
 
 
@@ -39,9 +40,7 @@ class Rtn(LinearMethod):
         check_group_size(site.shape[1], self.group_size or site.shape[1], site.name)
 
     def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
-        group_size = self.group_size or site.shape[1]
-        uniform = {"bits": self.bits, "group_size": group_size, "symmetric": self.symmetric}
-        return {"kind": Grouped.kind, "shape": [*site.shape], **uniform}
+        return grouped_spec(site.shape, self.bits, self.group_size or site.shape[1], self.symmetric)
 
     def solve(self, weight: Dense | Masked, seen: Seen, site: Site) -> Grouped:
         out, inputs = site.shape
