@@ -3,7 +3,7 @@
 Adjacent linear steps share one pass over the model: a matrix goes through all of them before the stream moves on.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from time import perf_counter
@@ -45,6 +45,7 @@ class Bench:
     steps: int
     profile: Profile = field(default_factory=Profile)
     receipts: list[Receipt] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     drew: bool = False  # whether any method asked for randomness
     held: dict[str, Masked] = field(default_factory=dict)  # by site name: masks that later steps have to know
 
@@ -229,9 +230,27 @@ def _observe(bench: Bench, anatomy: Anatomy, needs: Sequence[type], sites: Seque
                 for need in of_site:
                     found[need][site] = stats[need]
     if Original in needs:
-        found[Original] = {s: bench.weight(anatomy, s).dense() for s in sites}
+        found[Original] = _Originals(bench, anatomy, sites)
     stacked = {n: torch.stack(v) if isinstance(v, list) else v for n, v in found.items()}
     return Seen(stacked, generator)
+
+
+class _Originals(Mapping[Site, Tensor]):
+    """Dense weights by site, unpacked when looked at: all of them at once could be twice the model."""
+
+    def __init__(self, bench: Bench, anatomy: Anatomy, sites: Sequence[Site]):
+        self._bench, self._anatomy, self._sites = bench, anatomy, dict.fromkeys(sites)
+
+    def __getitem__(self, site: Site) -> Tensor:
+        if site not in self._sites:
+            raise KeyError(site)
+        return self._bench.weight(self._anatomy, site).dense()
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
 
 def _channels(bench: Bench, steps: list[Numbered]) -> None:
@@ -264,7 +283,12 @@ def _separable(bench: Bench, anatomy: Anatomy, method: ChannelMethod) -> list[Co
     plain = [c for c in wanted if all(member.site.index is None for member in c.members)]
     with bench.profile("probe"):
         stream = Stream(anatomy, [bench.batches[0][:1, :16]])
-        return [c for c in plain if narrows(stream, c)]
+        found = [c for c in plain if narrows(stream, c)]
+    if left := [c.name for c in wanted if c not in found]:
+        bench.notes.append(
+            f"{method.card.id} left {len(left)} of {len(wanted)} sets of channels whole, e.g. {left[0]}: this family fixes them"
+        )
+    return found
 
 
 def _removal(method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: Tensor, seen: Seen) -> Edits:

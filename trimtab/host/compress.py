@@ -71,7 +71,7 @@ def compress(
         name,
         recipe.to_dict(),
         bench.receipts,
-        notes=notes,
+        notes=[*notes, *bench.notes],
         profile=dict(bench.profile.seconds),
         peak_memory=peak_memory(),
         seeded=bench.drew or needs_calibration(recipe),

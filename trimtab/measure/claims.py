@@ -5,6 +5,7 @@ side, and is "not separable" otherwise. Nobody sets a status by hand: the ledger
 rendered by `render`.
 """
 
+import gc
 import json
 import platform
 import subprocess
@@ -189,7 +190,10 @@ def _measured(recipe: Recipe, setting: Setting) -> tuple[Tensor, float, bool]:
     windows = evaluation_windows(setting.text, tokenizer, setting.windows, setting.length, 0)
     with fast_products():
         losses = token_losses(model, windows)
-    return losses.mean(1), bits_per_weight(model)[0].value, done.report.seeded
+    bits, seeded = bits_per_weight(model)[0].value, done.report.seeded
+    del model, done
+    gc.collect()  # modules refer to each other in circles; a dozen models would fill the memory before Python noticed
+    return losses.mean(1), bits, seeded
 
 
 def commit() -> str:
