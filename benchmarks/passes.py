@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -49,13 +50,12 @@ def sides(fast_products: bool) -> list[Side]:
         Side("llm-compressor float32, oneDNN", "llm-compressor", "gptq", ("--dtype", "float32", "--onednn")),
         Side("llm-compressor bfloat16", "llm-compressor", "gptq", ("--dtype", "bfloat16")),
     ]
-    plain, ordered = f"gptq({SHAPE})", f"gptq({SHAPE}, order='energy')"  # the peer's default is the second
+    recipe = f"gptq({SHAPE}, order='energy')"  # spelled out, though it is the default: it is the peer's order, too
     return [
-        Side("trimtab float32", "trimtab", "gptq", ("--recipe", plain, "--dtype", "float32")),
+        Side("trimtab float32", "trimtab", "gptq", ("--recipe", recipe, "--dtype", "float32")),
         peer[0],
-        Side("trimtab float32, by energy", "trimtab", "gptq", ("--recipe", ordered, "--dtype", "float32")),
         *([peer[1]] if fast_products else []),
-        Side("trimtab bfloat16, by energy", "trimtab", "gptq", ("--recipe", ordered, "--dtype", "bfloat16")),
+        Side("trimtab bfloat16", "trimtab", "gptq", ("--recipe", recipe, "--dtype", "bfloat16")),
         peer[2],
         Side("trimtab wanda", "trimtab", "wanda", ("--recipe", "wanda(sparsity=0.5)")),
     ]
@@ -85,6 +85,7 @@ class Session:
 
 def main() -> int:
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes the process that is being measured along
     WORK.mkdir(parents=True, exist_ok=True)
     set_up_peer()
     session = opened(given)
@@ -151,11 +152,12 @@ def run(session: Session, side: Side, rounding: float) -> Line:
     busy, own, begun = machine_seconds(), child_seconds(), perf_counter()
     try:
         found = process(command(session, side, weights), session.given.limit)
+        available = (perf_counter() - begun) * (os.cpu_count() or 1)
+        foreign = max(0.0, machine_seconds() - busy - (child_seconds() - own))
+        judged = judge(session, weights)  # refuses losses that are not finite
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        return session.note(line | {"red": f"did not finish: {type(error).__name__}, see {LOG.relative_to(ROOT)}"})
-    available = (perf_counter() - begun) * (os.cpu_count() or 1)
-    foreign = max(0.0, machine_seconds() - busy - (child_seconds() - own))
-    judged = judge(session, weights)
+        program = Path(str(error.cmd[1])).stem
+        return session.note(line | {"red": f"{program} did not finish ({type(error).__name__}), see {LOG.relative_to(ROOT)}"})
     weights.unlink()
     red = gate(judged, side.job, rounding, BITS)
     return session.note(line | found | judged | {"red": red, "foreign": foreign, "available": available})

@@ -55,7 +55,7 @@ def compress(given: argparse.Namespace) -> dict[str, Any]:
     assert tokenizer is not None
     bound = _bound(Anatomy.of(model), given.windows * given.length, "gptq" in given.recipe)
     batch = {"batch": given.batch} if given.batch else {}
-    shown = Calibration(SHOWN, given.windows * given.length, given.length, **batch)
+    shown = Calibration(SHOWN, given.windows * given.length, given.length, compute=given.dtype, **batch)
     recipe = Recipe.of(given.recipe, shown, seed=0)
     with gauge("compress"):
         done = compress(model, recipe, tokenizer=tokenizer)

@@ -164,3 +164,16 @@ def test_sites_of_one_stage_share_one_statistic() -> None:
     sites, _ = collected(model, (Gram,), batches(model))
     for stage in anatomy.stages(0):
         assert len({id(sites[s][Gram]) for s in stage if s in sites}) == 1
+
+
+def test_computing_in_bfloat16_sees_nearly_the_same_and_touches_no_weight() -> None:
+    model = tiny("llama")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    anatomy, shown = Anatomy.of(model), [tokens(model, 4, 32, seed=1)]
+    site = anatomy.block_sites(0)[-1]
+    exact, rough = (Stream(anatomy, shown, compute=dtype) for dtype in (torch.float32, torch.bfloat16))
+    wanted, found = (s.collect(0, {site: (Gram,)}, advance=True).sites[site][Gram] for s in (exact, rough))
+    assert found.dtype == torch.float32
+    assert 0 < (found - wanted).norm() / wanted.norm() < 0.02
+    assert rough.hidden[0].dtype == torch.bfloat16
+    assert all(torch.equal(before[name], p) and p.dtype == torch.float32 for name, p in model.named_parameters())

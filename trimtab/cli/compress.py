@@ -46,6 +46,7 @@ def compress(
     tokens: Annotated[int | None, typer.Option(help="Calibration tokens in all.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per window.")] = None,
     batch: Annotated[int | None, typer.Option(help="Windows per forward pass.")] = None,
+    compute: Annotated[str | None, typer.Option(help="float32, or bfloat16: faster where the processor has it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the windows shown and all randomness.")] = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -61,7 +62,7 @@ def compress(
     if help:
         _help(ctx, method)
         return
-    shown = Shown(text, tokens, length, batch, seed)
+    shown = Shown(text, tokens, length, batch, compute, seed)
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":

@@ -27,6 +27,7 @@ class Shown:
     tokens: int | None = None
     length: int | None = None
     batch: int | None = None
+    compute: str | None = None
     seed: int | None = None
 
 

@@ -30,13 +30,15 @@ LARGEST_FILE = 1 << 20
 class Calibration:
     """What the model is shown. text: an asset or a file; tokens: how many in all; length: tokens per window.
 
-    batch: windows per forward pass; changes speed and memory only.
+    batch: windows per forward pass; changes speed and memory only. compute: what the blocks run in while they are watched;
+    bfloat16 is faster on processors that have it and rounds the activations.
     """
 
     text: str = "asset:squad-drop"
     tokens: int = 65536
     length: int = 512
-    batch: int = 16
+    batch: int = 4
+    compute: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("tokens", "length", "batch"):
@@ -45,6 +47,8 @@ class Calibration:
                 raise RecipeError(f"calibration: {name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.text, str) or not self.text:
             raise RecipeError(f"calibration: text must be the name of an asset or a file, got {self.text!r}")
+        if self.compute not in ("float32", "bfloat16"):
+            raise RecipeError(f"calibration: compute must be float32 or bfloat16, got {self.compute!r}")
         if self.length < 2 or self.tokens < self.length:
             raise RecipeError(
                 f"calibration: needs length >= 2 and tokens >= length, got tokens={self.tokens}, length={self.length}"

@@ -43,6 +43,7 @@ class Bench:
     watch: Watcher
     packed: bool
     steps: int
+    compute: torch.dtype = torch.float32
     profile: Profile = field(default_factory=Profile)
     receipts: list[Receipt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -72,7 +73,9 @@ def run(
     """
     with nothing_kept_unpacked():
         plan(Anatomy.of(model), recipe, packed)
-    bench = Bench(model, list(batches), Seeds(recipe.seed), watch, packed, len(recipe.steps))
+    bench = Bench(
+        model, list(batches), Seeds(recipe.seed), watch, packed, len(recipe.steps), getattr(torch, recipe.calibration.compute)
+    )
     training = model.training
     model.eval()
     try:
@@ -101,7 +104,7 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
     anatomy = Anatomy.of(bench.model)
     work = {number: _strengths(bench, anatomy, number, step) for number, step in steps}
     carry = steps[0][1].method.carry  # type: ignore[attr-defined]
-    stream = Stream(anatomy, bench.batches, bench.profile) if _needs_data(work) else None
+    stream = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_data(work) else None
     blocks: list[int | None] = [*range(len(anatomy.blocks)), None]
     for block in blocks:
         sites = [s for s in anatomy.sites if s.block == block and any(s in chosen for chosen in work.values())]
@@ -219,7 +222,7 @@ def _observe(bench: Bench, anatomy: Anatomy, needs: Sequence[type], sites: Seque
     of_site = [n for n in needs if _is_statistic(n) and n.on == "input"]  # type: ignore[attr-defined]
     found: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
     if of_block or of_site:
-        stream = Stream(anatomy, bench.batches, bench.profile)
+        stream = Stream(anatomy, bench.batches, bench.profile, bench.compute)
         for block in range(len(anatomy.blocks)):
             bench.watch(Progress("observe", block, len(anatomy.blocks)))
             wanted = {s: of_site for s in sites if s.block == block}

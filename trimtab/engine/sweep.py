@@ -43,18 +43,25 @@ class Call:
 class Stream:
     """Hidden states between two blocks, per batch, and the arguments of every block.
 
-    Computes in float32 whatever the weights are stored in (float64 stays float64).
+    Computes in float32 whatever the weights are stored in (float64 stays float64), or, where speed matters more, in
+    bfloat16. Statistics are float32 either way.
     """
 
-    def __init__(self, anatomy: Anatomy, batches: Sequence[Tensor], profile: Profile | None = None):
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        batches: Sequence[Tensor],
+        profile: Profile | None = None,
+        compute: torch.dtype = torch.float32,
+    ):
         """batches: token ids [windows, length] each. Raises `ModelError` if the blocks cannot be driven one by one."""
-        self.anatomy = anatomy
+        self.anatomy, self.compute = anatomy, compute
         self.profile = profile or Profile()
         with self.profile("record"), torch.no_grad():
             self.forms = _forms(anatomy, batches[0][:1, :8])
             self.hidden: list[Tensor] = []
             self.calls: list[list[Call]] = [[] for _ in anatomy.blocks]
-            with _float32(_outside(anatomy)):
+            with _cast(_outside(anatomy), torch.float32):
                 for ids in batches:
                     self._record(ids)
 
@@ -69,7 +76,7 @@ class Stream:
         tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
         outputs = advance or bool(of_block)
         if outputs or tally.needs:
-            with _float32(self.anatomy.blocks[block].parameters()), self.profile("forward"):
+            with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
                 for batch, entering in enumerate(self.hidden):
                     with Watch(self.anatomy, tuple(tally.needs), tally.see, stop=not outputs):
                         leaving = self.drive(block, batch)
@@ -81,16 +88,16 @@ class Stream:
 
     def advance(self, block: int) -> None:
         """Replace the hidden states by the outputs of the block as it is now."""
-        with _float32(self.anatomy.blocks[block].parameters()), self.profile("forward"):
+        with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
             for batch in range(len(self.hidden)):
                 self.hidden[batch] = self.drive(block, batch)
 
     @torch.no_grad()
     def logits(self, batch: int, ids: Tensor) -> Tensor:
         """What the model says [windows, length, vocabulary] if its last block gave this stream's hidden states."""
-        output = self.hidden[batch]
+        output = _as(self.hidden[batch], torch.float32)
         stand_ins = [_Constant(b, form, output) for b, form in zip(self.anatomy.blocks, self.forms, strict=True)]
-        with _replaced(self.anatomy.blocks, stand_ins), _float32(_outside(self.anatomy)):
+        with _replaced(self.anatomy.blocks, stand_ins), _cast(_outside(self.anatomy), torch.float32):
             logits: Tensor = self.anatomy.model(ids, use_cache=False).logits
         return logits
 
@@ -102,10 +109,10 @@ class Stream:
             self.anatomy.model(ids, use_cache=False)
         if not all(len(r.calls) == 1 for r in recorders):
             raise ModelError("the model does not call each of its blocks once per forward pass; it cannot be streamed")
-        self.hidden.append(_raised(recorders[0].calls[0][0]))
+        self.hidden.append(_as(recorders[0].calls[0][0], self.compute))
         for block, recorder in enumerate(recorders):
             _, args, kwargs = recorder.calls[0]
-            self.calls[block].append(Call(_raised(args), _raised(kwargs)))
+            self.calls[block].append(Call(_as(args, self.compute), _as(kwargs, self.compute)))
 
 
 class _Tally:
@@ -207,13 +214,16 @@ def _replaced(blocks: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator
             blocks[i] = block
 
 
+COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
+
+
 @contextmanager
-def _float32(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Inside, half-precision parameters are float32; afterwards they are the very same tensors as before."""
-    kept = [(p, p.data) for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
+def _cast(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
+    """Inside, the parameters have this dtype (float64 ones stay); afterwards they are the very same tensors as before."""
+    kept = [(p, p.data) for p in parameters if p.dtype in COMPUTED and p.dtype != dtype]
     try:
         for parameter, data in kept:
-            parameter.data = data.float()
+            parameter.data = data.to(dtype)
         yield
     finally:
         for parameter, data in kept:
@@ -251,12 +261,12 @@ def _first(output: Any) -> Tensor:
     return first
 
 
-def _raised(value: Any) -> Any:
-    """Half-precision tensors anywhere in the arguments, as float32."""
+def _as(value: Any, dtype: torch.dtype) -> Any:
+    """The tensors anywhere in the arguments in this dtype, if they are of a kind that is computed in."""
     if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+        return value.to(dtype) if value.dtype in COMPUTED else value
     if isinstance(value, tuple | list):
-        return type(value)(map(_raised, value))
+        return type(value)(_as(v, dtype) for v in value)
     if isinstance(value, dict):
-        return {k: _raised(v) for k, v in value.items()}
+        return {k: _as(v, dtype) for k, v in value.items()}
     return value
