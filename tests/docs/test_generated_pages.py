@@ -58,4 +58,5 @@ def test_a_result_in_the_ledger_is_on_the_page(generate, tmp_path):
     generate.main(["--folder", str(tmp_path / "methods"), "--ledger", str(ledger)])
     page = (tmp_path / "methods" / "gptq.md").read_text(encoding="utf-8")
     assert "| fails | +0.0100 (+0.0050 to +0.0150) | 21.50 and 20.00 | 3.300 and 3.300 |" in page
-    assert "1 fails, 1 not run" in (tmp_path / "methods" / "index.md").read_text(encoding="utf-8")
+    others = len(get("gptq").card.claims) - 1
+    assert f"1 fails, {others} not run" in (tmp_path / "methods" / "index.md").read_text(encoding="utf-8")

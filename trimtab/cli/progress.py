@@ -1,7 +1,9 @@
 """Progress on stderr: a bar on a terminal, elsewhere now and then a plain line that a log can keep."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from time import monotonic
@@ -23,14 +25,41 @@ DUMB = ("dumb", "unknown")
 def working(quiet: bool = False, verbose: bool = False) -> Iterator[Watcher]:
     """Yields who watches the work. Meanwhile what anybody prints goes to stderr: stdout is for results."""
     bars = wants_bars(sys.stderr)  # asked before `hushed` sets variables for the libraries
-    with redirect_stdout(sys.stderr), hushed(verbose):
+    with redirect_stdout(sys.stderr), hushed(verbose), heeding_interrupts() as heeding:
         if quiet:
-            yield unwatched
+            yield heeding(unwatched)
         elif bars:
             with _bars() as shown:
-                yield BarWatcher(shown)
+                yield heeding(BarWatcher(shown))
         else:
-            yield LineWatcher(sys.stderr)
+            yield heeding(LineWatcher(sys.stderr))
+
+
+@contextmanager
+def heeding_interrupts() -> Iterator[Callable[[Watcher], Watcher]]:
+    """A Ctrl-C is heeded even where a library loses the exception, as imports of C extensions do: at the next event."""
+    pressed = []
+
+    def remember(number: int, frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    def heeding(watch: Watcher) -> Watcher:
+        def watched(now: Progress) -> None:
+            if pressed:
+                raise KeyboardInterrupt
+            watch(now)
+
+        return watched
+
+    # Handlers belong to the main thread; elsewhere the caller's stay as they are.
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, remember) if mine else None
+    try:
+        yield heeding
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, before)
 
 
 def wants_bars(stream: TextIO) -> bool:

@@ -55,7 +55,7 @@ class TrimtabQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
         surgery.shape(model, self.quantization_config.modules, dtype or torch.get_default_dtype())
         self._stored = {name: value.dtype for name, value in _packed_buffers(model)}
-        for module in _packed(model):
+        for module in _weightless(model):
             module.weight = _nothing_to_draw()
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
@@ -65,7 +65,7 @@ class TrimtabQuantizer(HfQuantizer):
         return super().get_new_dtype(converter, param, dtype)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        for module in _packed(model):
+        for module in _weightless(model):
             del module.weight
         # The stock loader only warns about a tensor that is not in the files, and leaves whatever was in memory there.
         for name, value in _packed_buffers(model):
@@ -89,8 +89,9 @@ def _nothing_to_draw() -> Tensor:
     return witness
 
 
-def _packed(model: nn.Module) -> list[PackedLinear]:
-    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+def _weightless(model: nn.Module) -> list[PackedLinear]:
+    """Those without a `weight` of their own: a matrix among packed ones may be dense, and then has one."""
+    return [m for m in model.modules() if isinstance(m, PackedLinear) and "weight" not in m._buffers]
 
 
 def _packed_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
