@@ -71,7 +71,7 @@ def comparison(before: dict[str, Measurement], after: dict[str, Measurement]) ->
     for row in ROWS:
         name = next((n for n in before if n.startswith(row)), None)
         if name is not None:
-            table.add_row(f"{name} [{before[name].unit}]", cell(before[name]), cell(after[name]))
+            table.add_row(f"{name}, {before[name].unit}", cell(before[name]), cell(after[name]))
     return table
 
 
