@@ -53,7 +53,10 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
         self._open.close()
-        return error is not None and error is self._stop
+        if error is None or error is not self._stop:
+            return False
+        error.__traceback__ = None  # it leads to the frames of the cut pass, which hold their activations
+        return True
 
     def _look(self, site: Site, x: Tensor) -> None:
         self._see(self._groups[site], x.detach().reshape(-1, x.shape[-1]))
