@@ -96,7 +96,7 @@ class Seen:
     ):
         self._values = dict(values)
         self._shared = {} if shared is None else shared
-        self._generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self._generator = generator
         self.drew = False
         self.notes: dict[str, Any] = {}
 
@@ -107,7 +107,9 @@ class Seen:
 
     @property
     def generator(self) -> torch.Generator:
-        """The place's own randomness. That it was asked for is remembered: `drew`."""
+        """The place's own randomness. That it was asked for is remembered: `drew`. Raises ValueError if none was handed in."""
+        if self._generator is None:
+            raise ValueError("no randomness was handed in; make Seen with a generator, e.g. Seeds(0).at(place)")
         self.drew = True
         return self._generator
 
