@@ -24,6 +24,7 @@ from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
 from trimtab.engine.apply import apply
 from trimtab.engine.budget import keep_within
+from trimtab.engine.memory import kept_heap
 from trimtab.engine.narrowing import narrows
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.plan import plan, resolve
@@ -79,7 +80,7 @@ def run(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), fast_products(), nothing_kept_unpacked():
+        with torch.no_grad(), fast_products(), kept_heap(), nothing_kept_unpacked():
             for steps in _phases(recipe.steps):
                 _RUNNERS[kind(type(steps[0][1].method))](bench, steps)
     finally:

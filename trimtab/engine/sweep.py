@@ -19,6 +19,7 @@ from trimtab.core.errors import ModelError
 from trimtab.core.kinds import Statistic
 from trimtab.core.places import Site
 from trimtab.core.report import Profile
+from trimtab.engine.memory import give_back
 
 Needs = Mapping[Site, Sequence[type[Statistic]]]
 Stats = dict[type, Tensor]
@@ -61,9 +62,10 @@ class Stream:
             self.forms = _forms(anatomy, batches[0][:1, :8])
             self.hidden: list[Tensor] = []
             self.calls: list[list[Call]] = [[] for _ in anatomy.blocks]
+            shared = _Shared(compute)
             with _cast(_outside(anatomy), torch.float32):
                 for ids in batches:
-                    self._record(ids)
+                    self._record(ids, shared)
 
     @torch.no_grad()
     def drive(self, block: int, batch: int) -> Tensor:
@@ -84,6 +86,7 @@ class Stream:
                         tally.see_block(entering, leaving)
                     if advance:
                         self.hidden[batch] = leaving
+            give_back()
         return tally.finish(self.hidden[0].device)
 
     def advance(self, block: int) -> None:
@@ -91,6 +94,7 @@ class Stream:
         with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
             for batch in range(len(self.hidden)):
                 self.hidden[batch] = self.drive(block, batch)
+        give_back()
 
     @torch.no_grad()
     def logits(self, batch: int, ids: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ class Stream:
             logits: Tensor = self.anatomy.model(ids, use_cache=False).logits
         return logits
 
-    def _record(self, ids: Tensor) -> None:
+    def _record(self, ids: Tensor, shared: "_Shared") -> None:
         blocks = self.anatomy.blocks
         last = len(blocks) - 1
         recorders = [_Recorder(b, form, i == last) for i, (b, form) in enumerate(zip(blocks, self.forms, strict=True))]
@@ -112,7 +116,8 @@ class Stream:
         self.hidden.append(_as(recorders[0].calls[0][0], self.compute))
         for block, recorder in enumerate(recorders):
             _, args, kwargs = recorder.calls[0]
-            self.calls[block].append(Call(_as(args, self.compute), _as(kwargs, self.compute)))
+            self.calls[block].append(Call(shared(args), shared(kwargs)))
+        shared.next_batch()
 
 
 class _Tally:
@@ -261,12 +266,38 @@ def _first(output: Any) -> Tensor:
     return first
 
 
-def _as(value: Any, dtype: torch.dtype) -> Any:
-    """The tensors anywhere in the arguments in this dtype, if they are of a kind that is computed in."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.dtype in COMPUTED else value
-    if isinstance(value, tuple | list):
-        return type(value)(_as(v, dtype) for v in value)
-    if isinstance(value, dict):
-        return {k: _as(v, dtype) for k, v in value.items()}
-    return value
+class _Shared:
+    """Arguments in the dtype of the stream, each tensor once: all blocks get the same tables, most batches equal ones."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self.first: list[Tensor] = []  # of the first batch: what later ones may repeat
+        self.batch: dict[int, tuple[Tensor, Tensor]] = {}  # by identity, with the original kept alive for as long
+        self.begun = False
+
+    def next_batch(self) -> None:
+        if not self.begun:
+            self.first = [kept for _, kept in self.batch.values()]
+        self.begun = True
+        self.batch = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in self.batch:
+                self.batch[id(value)] = value, self._known(_as(value, self.dtype))
+            return self.batch[id(value)][1]
+        if isinstance(value, tuple | list):
+            return type(value)(map(self, value))
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        return value
+
+    def _known(self, tensor: Tensor) -> Tensor:
+        """The equal one that is kept already, if there is one."""
+        same = (known for known in self.first if known.dtype == tensor.dtype and torch.equal(known, tensor))
+        return next(same, tensor)
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this dtype, if it is of a kind that is computed in."""
+    return tensor.to(dtype) if tensor.dtype in COMPUTED else tensor

@@ -26,6 +26,7 @@ from trimtab.engine import surgery
 from trimtab.host import folder_checks, manifest
 from trimtab.host.publish import is_unfinished, publish, recover
 from trimtab.host.quantizer import METHOD, TrimtabConfig, TrimtabQuantizer
+from trimtab.host.settle import settle
 
 Tokenizer = PreTrainedTokenizerBase | None
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
@@ -77,6 +78,7 @@ def load(
     _check_amount(config, shapes, place)
     device = torch.device(device or "cpu")
     model = _from_files(place, config, dtype or (torch.float32 if device.type == "cpu" else "auto"))
+    settle(model)
     _check_values(model)
     return model.to(device).eval(), _tokenizer(place)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 State = tuple[Tensor, int]
-TILE = 768  # columns; a symmetric product in tiles skips the tiles above the diagonal
+TILE = 128  # columns; a symmetric product in tiles skips the tiles above the diagonal
 
 
 class Gram:

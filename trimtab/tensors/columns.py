@@ -49,12 +49,13 @@ def _block(columns: Tensor, chosen: Tensor, upper: Tensor, chooser: Chooser, sta
     """Sweep columns start .. end in place, compensating only inside the block; returns the scaled errors [block, out]."""
     errors = torch.empty_like(columns[start:end])
     diagonal = upper.diagonal()
-    for i in range(start, end):
+    for i, pivot in enumerate(diagonal[start:end].tolist(), start):
         if i % chooser.width == 0:
             chooser.enter(i, columns[i : i + chooser.width], diagonal[i : i + chooser.width])
-        chosen[i] = chooser.choose(i, columns[i])
-        errors[i - start] = (columns[i] - chosen[i]) / diagonal[i]
-        columns[i + 1 : end].addr_(upper[i, i + 1 : end], errors[i - start], alpha=-1)
+        column, error = columns[i], errors[i - start]
+        chosen[i] = chooser.choose(i, column)
+        torch.sub(column, chosen[i], out=error).div_(pivot)
+        columns[i + 1 : end].addr_(upper[i, i + 1 : end], error, alpha=-1)
     return errors
 
 
@@ -104,14 +105,14 @@ class ByGroup(Generic[T]):
 
 
 def prepared(gram: Tensor, by_energy: bool, damping: float) -> tuple[Tensor, Tensor, float]:
-    """What a sweep needs of the inputs: the order of columns [in], U [in, in] for that order, and the damping used.
+    """What a sweep needs of the inputs: the order of columns [in], U [in, in] float32 for that order, and the damping used.
 
     by_energy: columns with the most input energy first, so that their errors can be spread over all the others. Raises
     ArithmeticError as `spd.cholesky` does.
     """
     order = gram.diagonal().argsort(descending=True, stable=True) if by_energy else torch.arange(len(gram), device=gram.device)
     upper, used = inverse_upper(gram[order][:, order], damping)
-    return order, upper, used
+    return order, upper.float(), used
 
 
 def _lazy(width: int) -> int:
