@@ -20,7 +20,7 @@ def prepare(given: argparse.Namespace) -> dict[str, Any]:
 
     from trimtab.data.windows import calibration_windows, evaluation_windows
     from trimtab.host.gguf_import import history, resolve_model
-    from trimtab.measure.claims import commit, machine
+    from trimtab.host.provenance import commit, machine
     from trimtab.tensors.products import fast_products
 
     folder = resolve_model(MODEL)

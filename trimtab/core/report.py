@@ -71,7 +71,8 @@ class Profile:
 @dataclass
 class Report:
     """Everything a run has to say. `profile`: seconds by activity; `peak_memory`: bytes, of the whole process;
-    `seeded`: whether another seed could have given another model."""
+    `seeded`: whether another seed could have given another model; `shown`: the calibration text, with the digest of its
+    token ids; `made`: commit, versions, machine, date."""
 
     model: str
     recipe: dict[str, Any]
@@ -81,6 +82,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     peak_memory: int = 0
     seeded: bool = True
+    shown: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         return asdict(self)

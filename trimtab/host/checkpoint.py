@@ -41,8 +41,9 @@ def save(
     card: str | None = None,
     overwrite: bool = False,
     max_shard_size: int | str = "4GB",
+    receipt: str | None = None,
 ) -> Path:
-    """Writes the model as `folder`, with its tokenizer, recipe.yaml, README.md (`card`) and the manifest trimtab.json.
+    """Writes the model as `folder`: tokenizer, recipe.yaml, README.md (`card`), receipt.json and the manifest trimtab.json.
 
     Raises `UsageError` before any work if the target cannot be written, `ModelError` if a tensor is not finite or would not
     find its place on loading.
@@ -55,7 +56,7 @@ def save(
         model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=not modules)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-        for name, text in (("recipe.yaml", recipe_yaml), ("README.md", card)):
+        for name, text in (("recipe.yaml", recipe_yaml), ("README.md", card), ("receipt.json", receipt)):
             if text is not None:
                 (partial / name).write_text(text, encoding="utf-8")
     return Path(folder)

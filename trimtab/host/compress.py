@@ -1,9 +1,10 @@
 """The main job from end to end: open a model, check the plan, run the recipe, write the result or nothing at all."""
 
+import hashlib
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from trimtab.data.windows import calibration_windows
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
 from trimtab.engine.run import run
-from trimtab.host.card import model_card
+from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, save
 from trimtab.host.gguf_import import history, resolve_model
+from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_target, ensure_space
 
 
@@ -66,7 +68,8 @@ def compress(
     expected = planned(Anatomy.of(model), recipe, packed)
     if out is not None:
         ensure_space(Path(out), expected.bytes_after or expected.bytes_before)
-    bench = run(model, recipe, _batches(model, tokenizer, recipe), watch, packed)
+    batches = _batches(model, tokenizer, recipe)
+    bench = run(model, recipe, batches, watch, packed)
     report = Report(
         name,
         recipe.to_dict(),
@@ -75,11 +78,13 @@ def compress(
         profile=dict(bench.profile.seconds),
         peak_memory=peak_memory(),
         seeded=bench.drew or needs_calibration(recipe),
+        shown=_shown(recipe, batches),
+        made=provenance(),
     )
     if out is None:
         return Compressed(model, tokenizer, report, expected)
     watch(Progress("save", 0, 1, str(out)))
-    folder = save(model, tokenizer, out, recipe.yaml(), model_card(report), overwrite)
+    folder = save(model, tokenizer, out, recipe.yaml(), model_card(report), overwrite, receipt=receipt(report))
     watch(Progress("save", 1, 1, str(out)))
     return Compressed(model, tokenizer, report, expected, folder)
 
@@ -129,3 +134,11 @@ def _batches(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> Sequence
     shown: Calibration = recipe.calibration
     windows = calibration_windows(shown.text, tokenizer, shown.tokens, shown.length, recipe.seed)
     return list(windows.to(model.device).split(shown.batch))
+
+
+def _shown(recipe: Recipe, batches: Sequence[Tensor]) -> dict[str, Any]:
+    """What was shown to the model, in a form that tells whether two runs saw the same; empty where nothing was."""
+    if not needs_calibration(recipe):
+        return {}
+    digest = hashlib.sha256(torch.cat(list(batches)).cpu().numpy().tobytes()).hexdigest()
+    return {**asdict(recipe.calibration), "sha256": digest}

@@ -9,16 +9,15 @@ import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from trimtab.core.errors import ModelError
+from trimtab.host.provenance import versions
 
 NAME = "trimtab.json"
 FORMAT = 1
 LARGEST = 1 << 24
-PACKAGES = ("trimtab", "torch", "transformers")
 
 
 def write(folder: Path) -> None:
@@ -26,12 +25,12 @@ def write(folder: Path) -> None:
     names = [name for name in _files(folder) if name != NAME]
     entries = {
         name: {"sha256": digest, "size": (folder / name).stat().st_size}
-        for name, digest in zip(names, _digests(folder, names), strict=True)
+        for name, digest in zip(names, digests(folder, names), strict=True)
     }
     content = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": versions(),
         "files": entries,
     }
     (folder / NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -52,7 +51,7 @@ def verify(folder: Path) -> None:
             raise ModelError(f"{folder / name} is missing; fetch or write the model again")
         if (folder / name).stat().st_size != entries[name]["size"]:
             raise ModelError(f"{folder / name} has changed size; fetch or write the model again")
-    for name, digest in zip(checked, _digests(folder, checked), strict=True):
+    for name, digest in zip(checked, digests(folder, checked), strict=True):
         if digest != entries[name]["sha256"]:
             raise ModelError(f"{folder / name} has changed (its sha256 differs); fetch or write the model again")
 
@@ -81,7 +80,8 @@ def _is_dotted(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _digests(folder: Path, names: Iterable[str]) -> list[str]:
+def digests(folder: Path, names: Iterable[str]) -> list[str]:
+    """SHA-256, in hex, of each file."""
     # hashlib lets go of the interpreter while it works, so two shards are hashed at a time.
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(lambda name: _digest(folder / name), names))
@@ -90,10 +90,3 @@ def _digests(folder: Path, names: Iterable[str]) -> list[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

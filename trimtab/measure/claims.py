@@ -7,8 +7,6 @@ rendered by `render`.
 
 import gc
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ from trimtab.data.windows import evaluation_windows
 from trimtab.host.checkpoint import load
 from trimtab.host.compress import compress
 from trimtab.host.gguf_import import history, resolve_model
+from trimtab.host.provenance import commit, machine
 from trimtab.measure.paired import PairedDifference, paired_difference
 from trimtab.measure.perplexity import token_losses
 from trimtab.measure.size import bits_per_weight
@@ -194,24 +193,3 @@ def _measured(recipe: Recipe, setting: Setting) -> tuple[Tensor, float, bool]:
     del model, done
     gc.collect()  # modules refer to each other in circles; a dozen models would fill the memory before Python noticed
     return losses.mean(1), bits, seeded
-
-
-def commit() -> str:
-    """The commit the numbers belong to, with + if the tree had changes; "unknown" outside of a checkout."""
-    here = Path(__file__).parent
-    try:
-        name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return name.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on, without names."""
-    return {
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cores": torch.get_num_threads(),
-        "arch": platform.machine(),
-        "torch": torch.__version__,
-    }

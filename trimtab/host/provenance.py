@@ -1,0 +1,55 @@
+"""What numbers and models were made with: commit, versions, machine. No names of people or places."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("trimtab", "torch", "transformers")
+
+
+def provenance() -> dict[str, Any]:
+    """JSON values: commit, versions by package, machine, date (UTC)."""
+    return {
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The commit the numbers belong to, with + if the tree had changes; "unknown" outside of a checkout."""
+    here = Path(__file__).parent
+    try:
+        name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on, without names."""
+    return {
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": torch.get_num_threads(),
+        "arch": platform.machine(),
+        "torch": torch.__version__,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what a model says."""
+    return {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
