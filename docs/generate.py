@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 
-from trimtab.core.card import Card, Claim
-from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, LinearWeight, Method, ModelMethod
+from trimtab.core.card import Card
+from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, LinearWeight, Method, ModelMethod, ProbeMethod, ScaleMethod
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import get, ids, kind, room
-from trimtab.measure.claims import latest, read
+from trimtab.measure.claims_page import COMPARED, RESULTS, compared, numbers, quoted, status, table
+from trimtab.measure.ledger import latest, read
 from trimtab.testing.checks_any import steered
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def _index(methods: Sequence[type[Method]], results: Results) -> str:
 
 
 def _counted(card: Card, results: Results) -> str:
-    statuses = [_status(card, claim, results) for claim in card.claims]
+    statuses = [status(results.get((card.id, claim.name))) for claim in card.claims]
     return ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "-"
 
 
@@ -103,8 +104,7 @@ def _page(method: type[Method], results: Results) -> str:
     lines += [f"- {fact}" for fact in _facts(method())]
     if card.beside:
         lines.append("- See also " + ", ".join(f"[{other}]({other}.md)" for other in card.beside))
-    lines += ["", "## Knobs", "", *_knobs(method()), "", "In a recipe, every knob at its default:", ""]
-    lines += ["```yaml", yaml.safe_dump({"steps": _steps(method)}, sort_keys=False).rstrip(), "```"]
+    lines += ["", "## Knobs", "", *_knobs(method()), "", *_example(method)]
     if card.claims:
         lines += ["", "## Claims", "", *_claims(card, results)]
     return "\n".join(lines) + "\n"
@@ -119,8 +119,13 @@ def _facts(made: Method) -> Iterator[str]:
         yield f"Removes {' and '.join(made.unit)} units"
     if isinstance(made, ModelMethod):
         yield "Keeps the model's function" if made.preserves else "Changes the model's function"
+    if isinstance(made, ScaleMethod):
+        yield "Keeps the model's function: scales move from norms and matrices into the matrices behind them"
     if isinstance(made, Allocator):
         yield f"Sets the knob `{made.knob}` of the method it is attached to"
+    if isinstance(made, ProbeMethod):
+        yield "Measures block by block and changes nothing"
+        return
     yield f"Looks at {', '.join(f'`{need.__name__}`' for need in made.needs) or 'no data'}"
 
 
@@ -139,6 +144,16 @@ def _values(knob: Knob) -> str:
     return "true or false" if knob.type is bool else "text" if knob.parse is not None else knob.range()
 
 
+def _example(method: type[Method]) -> Iterator[str]:
+    if issubclass(method, ProbeMethod):
+        yield from ("On the command line, every knob at its default:", "", "```bash")
+        values = ", ".join(f"{name}={value!r}" for name, value in method().knobs().items())
+        yield from (f'trimtab probe asset:smollm2-135m "{method.card.id}({values})" --windows 4 --length 64', "```")
+        return
+    yield from ("In a recipe, every knob at its default:", "", "```yaml")
+    yield from (yaml.safe_dump({"steps": _steps(method)}, sort_keys=False).rstrip(), "```")
+
+
 def _steps(method: type[Method]) -> list[dict[str, Any]]:
     made = method()
     step = Step(steered(made)(), by=made) if isinstance(made, Allocator) else Step(made)
@@ -147,34 +162,18 @@ def _steps(method: type[Method]) -> list[dict[str, Any]]:
 
 
 def _claims(card: Card, results: Results) -> Iterator[str]:
-    yield f"Run by `trimtab claim {card.id}`. Difference: left - right, nats per token, paired, with its 95 % interval."
+    """The columns of claims/LEDGER.md. Whether the code is older is said there alone: these pages are checked in tests."""
+    found = [(claim, results.get((card.id, claim.name))) for claim in card.claims]
+    yield f"Run by `trimtab claim {card.id}`. Difference: left - right, nats per token, paired, with its 95 % interval. Measured:"
+    yield "when, and at which commit; `trimtab claims list` says whether the code that can change a result was changed since."
     yield ""
-    yield "| claim | statement | status | difference | perplexity | bits per weight | rests on |"
-    yield "|---|---|---|---|---|---|---|"
-    for claim in card.claims:
-        found = results.get((card.id, claim.name))
-        numbers = " | ".join(_numbers(found) if found else [""] * 4)
-        statement = _cell(f"`{claim.left}` {claim.relation} `{claim.right}`")
-        yield f"| {claim.name} | {statement} | {_status(card, claim, results)} | {numbers} |"
-    said = [(c.name, "; ".join(filter(None, (c.published and f"published: {c.published}", c.note)))) for c in card.claims]
-    if any(text for _, text in said):
-        yield ""
-        yield from (f"- {name}: {text}" for name, text in said if text)
-
-
-def _numbers(found: Mapping[str, Any]) -> list[str]:
-    left, right = (sum(found[side]) / len(found[side]) for side in ("left_ppl", "right_ppl"))
-    return [
-        f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})",
-        f"{left:.2f} and {right:.2f}",
-        f"{found['left_bits']:.3f} and {found['right_bits']:.3f}",
-        f"{found['model']}, {found['n']} windows x {len(found['seeds'])} seeds",
-    ]
-
-
-def _status(card: Card, claim: Claim, results: Results) -> str:
-    found = results.get((card.id, claim.name))
-    return str(found["status"]) if found else "not run"
+    yield from table(("claim", "statement", "status", *RESULTS), ((c.name, quoted(c), status(r), *numbers(r)) for c, r in found))
+    yield ""
+    yield "Perplexities, what the paper reports on its scale and what was measured here on ours:"
+    yield ""
+    yield from table(COMPARED, (compared(c, r, status(r)) for c, r in found))
+    notes = [f"- {claim.name}: {claim.note}" for claim in card.claims if claim.note]
+    yield from ["", *notes] if notes else []
 
 
 def _paper(card: Card) -> str:

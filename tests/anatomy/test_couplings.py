@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from trimtab.anatomy import Anatomy, Watch, couplings
+from trimtab.anatomy import Anatomy, Watch, branches
 from trimtab.core.errors import ModelError
 from trimtab.core.places import Coupling, Member, Role, Unit
 from trimtab.testing.tiny import tiny, tokens
@@ -193,13 +193,13 @@ def test_other_shapes_of_attention() -> None:
 
 def test_every_kind_of_branch_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    real = couplings.Bench
+    real = branches.Bench
 
     def counted(owner: nn.Module, *args: object) -> object:
         asked.append(type(owner).__name__)
         return real(owner, *args)
 
-    monkeypatch.setattr(couplings, "Bench", counted)
+    monkeypatch.setattr(branches, "Bench", counted)
     assert len(Anatomy.of(tiny("mixtral", num_hidden_layers=6)).couplings()) == 6 * 5
     assert sorted(asked) == ["MixtralAttention", "MixtralExperts"]
 

@@ -171,7 +171,7 @@ def test_other_commands(trimtab, model, tmp_path):
     refused(trimtab("methods", "gtpq"), "did you mean 'gptq'?")
     refused(trimtab("generate", model, "", "-q"), "the prompt is empty")
     refused(trimtab("generate", model, "hi", "--chat", "-q"), "no chat template")
-    refused(trimtab("measure"), "missing argument")
+    refused(trimtab("measure"), "give at least one model")
     refused(trimtab("comprss"), "no such command 'comprss'")
     refused(trimtab("--nonsense"), "no such option: --nonsense (see trimtab --help)")
 

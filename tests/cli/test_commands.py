@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import trimtab as package
+from trimtab import kernels
 from trimtab.core.recipe import Recipe
 from trimtab.core.registry import ids
 from trimtab.testing.folders import tiny_folder
@@ -162,7 +163,8 @@ def test_help_with_a_method_lists_its_knobs(trimtab):
     assert "--sparsity" not in trimtab("compress", "--help").stdout
 
 
-def test_claim_runs_appends_and_renders(trimtab, model, text, tmp_path):
+def test_claim_runs_appends_and_renders(trimtab, model, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     ledger = tmp_path / "claims" / "ledger.jsonl"
     setting = ("--model", model, "--text", text, "--calibration-text", text, "--windows", "2", "--length", "32")
     asked = ("claim", "wanda", *setting, "--tokens", "64", "--seeds", "0,3", "--ledger", ledger)
@@ -196,7 +198,7 @@ def test_doctor(trimtab, monkeypatch, tmp_path):
     assert said["variables"]["HF_TOKEN"] == "(set)"
     assert said["cache"]["folder"] == str(tmp_path)
     assert said["cache"]["holds"] == {"thing": 10}
-    assert said["native_kernels"] == "none yet: packed models run unpacked"
+    assert said["native_kernels"] == kernels.describe()
     assert isinstance(said["fast_float32_products"], bool)
     assert said["versions"]["torch"].startswith("2.")
     assert said["memory"] > said["memory_free"] > 0

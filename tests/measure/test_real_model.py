@@ -1,6 +1,9 @@
 """One look at the real model and the real text; they are fetched if the cache does not hold them."""
 
+import math
+
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.core.errors import ModelError
@@ -38,3 +41,18 @@ def test_other_names_are_left_alone_and_unknown_assets_refused() -> None:
     assert resolve_model("some/name") == "some/name"
     with pytest.raises(ModelError, match=r"no model is called 'asset:smollm'; did you mean 'asset:smollm2-135m'\?"):
         resolve_model("asset:smollm")
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_the_real_perplexity_equals_an_independent_one_to_a_millionth() -> None:
+    """Float64 from the logits on: which tokens are scored, against what, and how they are averaged."""
+    folder = resolve_model("asset:smollm2-135m")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    windows = evaluation_windows("asset:boolq", tokenizer, count=3, length=96, seed=0)
+    losses = []
+    for window in windows:
+        logits = model(input_ids=window[None]).logits[0].double()
+        losses += [float(logits[t - 1].exp().sum().log() - logits[t - 1, window[t]]) for t in range(1, len(window))]
+    assert len(losses) == 3 * 95
+    assert perplexity(token_losses(model, windows)).value == pytest.approx(math.exp(math.fsum(losses) / len(losses)), rel=1e-6)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from trimtab.core.errors import UsageError
+from trimtab.host.compress import compress
 from trimtab.measure import speed as room
-from trimtab.measure.speed import decode_speed, prefill_speed
+from trimtab.measure.speed import decode_speed, kernels, prefill_speed
 from trimtab.testing.tiny import tiny
 
 
@@ -32,6 +33,8 @@ def test_decoding_does_not_count_the_prefill(clocked) -> None:
     assert found.setting["prompt"] == 6
     assert found.setting["new_tokens"] == 5
     assert {"threads", "device", "dtype", "repeats", "batch"} <= set(found.setting)
+    assert found.setting["cpu"] == torch.backends.cpu.get_cpu_capability()
+    assert found.setting["kernel"] == "torch"
 
 
 def test_tokens_of_all_rows_count(clocked) -> None:
@@ -65,3 +68,12 @@ def test_one_token_is_no_decoding() -> None:
         decode_speed(tiny("llama"), prompt(), new_tokens=1)
     with pytest.raises(UsageError, match="repeats must be at least 1"):
         prefill_speed(tiny("llama"), prompt(), repeats=0)
+
+
+def test_what_computes_the_linears_is_named() -> None:
+    model = tiny("llama", num_hidden_layers=1)
+    compress(model, "rtn(bits=4, group_size=32)")
+    packed = [module for module in model.modules() if hasattr(module, "weight_value")]
+    assert kernels(model) == "torch, unpacked"
+    packed[0].kernel = "grouped4 avx2"
+    assert kernels(model) == f"torch, unpacked ({len(packed) - 1} of {len(packed)}); grouped4 avx2 (1 of {len(packed)})"

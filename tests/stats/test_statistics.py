@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.stats import BlockCosine, Gram, InputNorm, Moments
+from trimtab.stats import AbsMax, AbsMean, BlockCosine, Drift, Gram, InputNorm, Moments
 from trimtab.stats import gram as gram_file
 
 
@@ -19,13 +19,19 @@ def naive(statistic: type, *seen: Tensor) -> Tensor:
         return torch.einsum("ti,tj->ij", x, x) / len(x)
     if statistic is InputNorm:
         return x.square().mean(0).sqrt()
+    if statistic is AbsMean:
+        return x.abs().mean(0)
+    if statistic is AbsMax:
+        return x.abs().amax(0)
     if statistic is Moments:
         return torch.stack([x.mean(0), x.var(0, correction=0)])
     y = seen[1].double()
+    if statistic is Drift:
+        return torch.einsum("ti,tj->ij", y - x, x) / len(x)
     return ((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1))).mean()
 
 
-STATISTICS = [Gram, InputNorm, Moments, BlockCosine]
+STATISTICS = [Gram, InputNorm, AbsMean, AbsMax, Moments, BlockCosine, Drift]
 
 
 def tokens(count: int, seed: int, channels: int = 9) -> tuple[Tensor, Tensor]:
@@ -34,7 +40,7 @@ def tokens(count: int, seed: int, channels: int = 9) -> tuple[Tensor, Tensor]:
 
 
 def taken(statistic: type, seen: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    return seen if statistic.on == "block" else seen[:1]
+    return seen[:1] if statistic.on == "input" else seen
 
 
 def streamed(statistic: type, pieces: list[tuple[Tensor, ...]]):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.tensors import columns
-from trimtab.tensors.columns import sweep
+from trimtab.tensors.columns import Feed, fed, sweep
 from trimtab.tensors.rounding import fit
 from trimtab.tensors.spd import damped, inverse_upper
 
@@ -60,6 +60,44 @@ def test_equals_the_textbook_loop(width: int, lazy: int, monkeypatch: pytest.Mon
         span = slice(start, start + width)
         assert torch.allclose(shown.double(), before[start][:, span].T, atol=1e-5)
         assert torch.allclose(diagonal.double(), upper.diagonal()[span], rtol=1e-6)
+
+
+def textbook_with_feed(weight: Tensor, upper: Tensor, feed: Feed, lazy: int, step: float = 0.5) -> Tensor:
+    """The loop with what columns hand on, in float64; beyond the lazy block of a column its chosen value counts, if asked."""
+    original, weight, chosen = weight.double(), weight.double().clone(), torch.zeros_like(weight.double())
+    for i in range(weight.shape[1]):
+        column = weight[:, i].clone()
+        chosen[:, i] = torch.round(column / step) * step
+        error = (column - chosen[:, i]) / upper[i, i]
+        block_end = (i // lazy + 1) * lazy
+        for j in range(i + 1, weight.shape[1]):
+            left = chosen[:, i] if feed.chosen and j >= block_end else column
+            weight[:, j] += left * feed.inputs[i, j] - error * upper[i, j]
+            if feed.rebound is not None:
+                weight[:, j] += (original[:, i] - left) * feed.rebound[i, j]
+    return chosen
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+@pytest.mark.parametrize("rebounds", [True, False])
+@pytest.mark.parametrize("lazy", [1, 7, 128])
+def test_what_columns_hand_on_equals_the_textbook_loop(
+    lazy: int, rebounds: bool, chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "LAZY", lazy)
+    weight, (upper, _) = draw(9, 42), inverse_upper(correlated(42), 0.01)
+    feed = Feed(0.05 * draw(42, 42, seed=3).triu(1).float(), 0.05 * draw(42, 42, seed=4).triu(1).float(), chosen)
+    feed = feed if rebounds else Feed(feed.inputs, None, chosen)
+    assert torch.equal(sweep(weight, upper, ToGrid(1), feed).double(), textbook_with_feed(weight, upper, feed, lazy))
+
+
+def test_no_drift_feeds_nothing_and_the_grams_own_feed_doubles_the_compensation() -> None:
+    """With the gram itself in place of the drift, striu(gram Uᵀ) U = striu(inverse(U)) U: minus each row of U over its pivot."""
+    gram = damped(correlated(20), 0.01)
+    upper, _ = inverse_upper(gram, 0.0)
+    assert (fed(torch.zeros(20, 20), upper.float()) == 0).all()
+    rows = -(upper / upper.diagonal()[:, None]).triu(1)
+    assert torch.allclose(fed(gram, upper.float()).double(), rows, atol=1e-4)
 
 
 def test_the_textbook_loop_is_not_plain_rounding() -> None:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from trimtab.anatomy.blocks import blocks_path
 from trimtab.anatomy.couplings import find_couplings
+from trimtab.anatomy.folds import find_folds
 from trimtab.anatomy.norms import Norm
 from trimtab.anatomy.patterns import matching
 from trimtab.anatomy.sites import candidates, is_tied, parent, stack_of
 from trimtab.anatomy.survey import Stage, Survey, survey
 from trimtab.core.errors import UsageError, did_you_mean
 from trimtab.core.kinds import LinearWeight
-from trimtab.core.places import Coupling, Site
+from trimtab.core.places import Coupling, Fold, Site
 from trimtab.formats.dense import Dense
 
 
@@ -64,6 +65,14 @@ class Anatomy:
     def couplings(self) -> tuple[Coupling, ...]:
         """Channels that can only vanish together, block by block; found at the first call, kept from then on."""
         return self._couplings
+
+    def folds(self) -> tuple[Fold, ...]:
+        """Where a scale can move from a norm or a matrix into the matrices behind it, inside the blocks, in forward order."""
+        return self._folds
+
+    @cached_property
+    def _folds(self) -> tuple[Fold, ...]:
+        return find_folds(self)
 
     @cached_property
     def _couplings(self) -> tuple[Coupling, ...]:

@@ -24,6 +24,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 Answer = Callable[[Site, Tensor], Tensor]
 
 _LANE_NUMBERS = 2**22  # numbers in one widened tensor: 32 MB in float64
+_SILENT = 1e-60  # behind a closed gate not quite zero is left, and its square would be
 _MOVED = 1e-5  # between the rounding of norms, which compute in float32, and the effect of a nudge of size 2 to 4
 
 
@@ -51,14 +52,38 @@ class Bench:
 
         The random numbers around the nudge are drawn anew at each call.
         """
-        lanes, length = len(rows) + 1, self._length
-        self._answers = {site.path: self._draw(length, site.shape[0]).expand(lanes, -1, -1) for site in self._sites}
-        nudged = self._answers[producer.path].clone()  # [lanes, length, out]
-        nudged[torch.arange(1, lanes), :, rows] += self._nudges(len(rows))
-        self._answers[producer.path] = nudged
-        self._run(lanes)
-        shown = self._shown[consumer.path].reshape(lanes, length, -1)
+        nudged = self._lanes(producer, len(rows) + 1)
+        nudged[torch.arange(1, len(nudged)), :, rows] += self._nudges(len(rows))
+        shown = self._shown_to(consumer, producer, nudged)
         return (shown[1:] - shown[:1]).abs().amax(1) > _MOVED
+
+    def grown(self, producer: Site, rows: Tensor, consumer: Site, size: float) -> Tensor:
+        """[rows, in] float64: by what every input of the consumer grows when output `rows[i]` of the producer is doubled.
+
+        1: not at all. NaN: not by the same factor at every token. 0: it is silent with and without. All outputs are drawn
+        anew at each call, of this size.
+        """
+        doubled = self._lanes(producer, len(rows) + 1, size)
+        doubled[torch.arange(1, len(doubled)), :, rows] *= 2
+        shown = self._shown_to(consumer, producer, doubled)
+        before, after = shown[:1], shown[1:]  # [.., length, in]
+        factor = (after * before).sum(1) / before.square().sum(1)  # least squares over the tokens
+        peaks = before.abs().amax(1), after.abs().amax(1)
+        bent = ~((after - factor[:, None] * before).abs().amax(1) <= _MOVED * peaks[0])  # also where there is no factor
+        silent = (peaks[0] < _SILENT) & (peaks[1] < _SILENT)
+        return factor.masked_fill(bent, torch.nan).masked_fill(silent, 0.0)
+
+    def _lanes(self, producer: Site, lanes: int, size: float = 1.0) -> Tensor:
+        """[lanes, length, out] what the producer answers, equal in all lanes; every other matrix gets new answers too."""
+        drawn = {site.path: size * self._draw(self._length, site.shape[0]) for site in self._sites}
+        self._answers = {path: answer.expand(lanes, -1, -1) for path, answer in drawn.items()}
+        return self._answers[producer.path].clone()
+
+    def _shown_to(self, consumer: Site, producer: Site, answers: Tensor) -> Tensor:
+        """[lanes, length, in] what the consumer is shown when the producer answers so."""
+        self._answers[producer.path] = answers
+        self._run(len(answers))
+        return self._shown[consumer.path].reshape(len(answers), self._length, -1)
 
     def _run(self, lanes: int) -> None:
         args, kwargs = _mapped(lambda t: t.expand(lanes, *t.shape[1:]) if t.ndim and len(t) == 1 else t, self._call)

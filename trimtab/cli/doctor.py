@@ -17,7 +17,10 @@ PACKAGES = ("torch", "transformers", "safetensors", "accelerate", "gguf", "peft"
 FLAGS = ("avx2", "avx512", "avx_vnni", "amx", "f16c", "neon", "asimd", "sve", "i8mm", "bf16")
 VARIABLES = (
     "TRIMTAB_CACHE",
+    "TRIMTAB_CPU",
     "TRIMTAB_DEBUG",
+    "TRIMTAB_DENSE_CACHE",
+    "TRIMTAB_KERNELS",
     "XDG_CACHE_HOME",
     "HF_HOME",
     "HF_HUB_OFFLINE",
@@ -32,7 +35,6 @@ VARIABLES = (
     "NO_COLOR",
 )
 SECRET = ("HF_TOKEN",)
-KERNELS = "none yet: packed models run unpacked"
 
 
 def register(app: typer.Typer) -> None:
@@ -97,6 +99,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
 def _torch() -> dict[str, Any]:
     import torch
 
+    from trimtab import kernels
     from trimtab.tensors.products import fast_products
 
     with fast_products() as fast:
@@ -105,7 +108,7 @@ def _torch() -> dict[str, Any]:
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
             "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "fast_float32_products": fast,
-            "native_kernels": KERNELS,
+            "native_kernels": kernels.describe(),
         }
 
 

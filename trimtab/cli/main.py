@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from trimtab import __version__
-from trimtab.cli import claim, compress, doctor, generate, measure, methods
+from trimtab.cli import claims, compare, compress, doctor, generate, grow, measure, methods, probe, report
 from trimtab.cli.manners import Interrupted, finish, plain_dashes, wants_traceback
 
 
@@ -52,9 +52,13 @@ def _root(
 
 compress.register(app)
 measure.register(app)
+compare.register(app)
+probe.register(app)
+report.register(app)
 generate.register(app)
+grow.register(app)
 methods.register(app)
-claim.register(app)
+claims.register(app)
 doctor.register(app)
 
 

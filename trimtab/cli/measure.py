@@ -1,4 +1,4 @@
-"""`trimtab measure`: what models are worth, side by side, on the same tokens."""
+"""`trimtab measure`: what models are worth, side by side, on the same tokens and items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,51 +16,115 @@ if TYPE_CHECKING:
     from trimtab.core.progress import Watcher
     from trimtab.core.report import Measurement
 
+Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help="Folders or hub names.", show_default=False)]
+TASKS = "Comma-separated: arc_easy,sciq; mine.jsonl; lm-eval:mmlu; 'all' of the pack; 'kick'; 'list'."
+
 
 def register(app: typer.Typer) -> None:
     app.command("measure")(measure)
 
 
 def measure(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders or hub names.", show_default=False)],
+    models: Models = None,
     text: Annotated[str, typer.Option(help="Evaluation text: .txt, .jsonl or asset:boolq.")] = "asset:boolq",
     windows: Annotated[int, typer.Option(min=1, help="How many windows.")] = 24,
     length: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
-    seed: Annotated[int, typer.Option(help="Decides which windows.")] = 0,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Overlapping windows of which the last STRIDE tokens are scored.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help=TASKS)] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Items of each task, the same for all models; 0: all.")] = 200,
+    seed: Annotated[int, typer.Option(help="Decides which windows and items.")] = 0,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Also prefill and decode speed.")] = True,
+    samples: Annotated[bool, typer.Option("--samples", help="Also what the models write after a few fixed prompts.")] = False,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Perplexity, bits per byte, size and speed of one model or several."""
-    setting = {"source": text, "windows": windows, "length": length, "seed": seed, "speed": speed}
+    """Perplexity, bits per byte, tasks, size, memory and speed of one model or several."""
+    if tasks == "list":
+        _list(json)
+        return
+    if not models:
+        raise UsageError("give at least one model, or --tasks list to see the tasks")
+    setting = {"source": text, "windows": windows, "length": length, "stride": stride, "seed": seed, "speed": speed}
     found: dict[str, list[Measurement]] = {}
+    written: dict[str, list[dict[str, str]]] = {}
     with working(quiet, verbose) as watch:
         place = {"device": device_of(device), "dtype": dtype_of(dtype)}
+        setting |= {"tasks": _named(tasks), "limit": limit or None}
         for number, model in enumerate(dict.fromkeys(models)):
-            found[model] = _measured(model, place, setting, watch, (number, len(models)))
+            opened = _opened(model, place, watch, (number, len(models)))
+            found[model] = _measured(model, opened, setting, watch)
+            if samples:
+                written[model] = _samples(opened)
+            del opened  # before the next one is opened
+    _show(found, written, json)
+
+
+def _list(json: bool) -> None:
+    from trimtab.measure.tasks import about
+
     if json:
-        show.as_json([{"model": model, "measurements": [asdict(m) for m in column]} for model, column in found.items()])
+        show.as_json(about())
     else:
-        show.measurements(found)
+        show.table(("task", "what it asks"), sorted(about().items()))
 
 
-def _measured(
-    model: str, place: Mapping[str, Any], setting: Mapping[str, Any], watch: "Watcher", number: Sequence[int]
-) -> "list[Measurement]":
+def _named(tasks: str) -> tuple[str, ...]:
+    """Raises `UsageError` at once for a task that there is not, before a model is opened."""
+    from trimtab.data.evidence import ARMS
+    from trimtab.data.pack import SOURCES
+    from trimtab.measure.tasks import known
+
+    several = {"all": list(SOURCES), "kick": list(ARMS)}
+    asked = [name.strip() for name in tasks.split(",") if name.strip()]
+    named = dict.fromkeys(task for name in asked for task in several.get(name, [name]))
+    for name in named:
+        known(name)
+    return tuple(named)
+
+
+def _opened(model: str, place: Mapping[str, Any], watch: "Watcher", number: Sequence[int]) -> tuple[Any, Any]:
     from trimtab.core.progress import Progress
+
+    watch(Progress("measure", number[0], number[1], model))
+    return open_with_tokenizer(model, place)
+
+
+def _measured(model: str, opened: tuple[Any, Any], setting: Mapping[str, Any], watch: "Watcher") -> "list[Measurement]":
     from trimtab.core.report import Measurement
     from trimtab.measure import measure as run
     from trimtab.tensors.products import fast_products
 
-    watch(Progress("measure", number[0], number[1], model))
-    opened, tokenizer = open_with_tokenizer(model, place)
     with fast_products():
-        found = run(opened, tokenizer, **setting)
+        found = run(*opened, **setting, watch=watch)
     held = folder_size(model)
     return found if held is None else [*found, Measurement("file size", held, 0.0, 1, "bytes")]
+
+
+def _samples(opened: tuple[Any, Any]) -> list[dict[str, str]]:
+    from trimtab.measure.text import samples
+
+    return samples(*opened)
+
+
+def _show(found: "Mapping[str, list[Measurement]]", written: Mapping[str, list[dict[str, str]]], json: bool) -> None:
+    if json:
+        show.as_json([_column(model, column, written.get(model)) for model, column in found.items()])
+        return
+    show.measurements(found)
+    for model, said in written.items():
+        typer.echo(f"\n{model}")
+        for sample in said:
+            typer.echo(f"  {sample['prompt']!r} -> {sample['text']!r}")
+
+
+def _column(model: str, column: "list[Measurement]", said: list[dict[str, str]] | None) -> dict[str, Any]:
+    made: dict[str, Any] = {"model": model, "measurements": [asdict(m) for m in column]}
+    return made if said is None else made | {"samples": said}
 
 
 def open_with_tokenizer(model: str, place: Mapping[str, Any]) -> tuple[Any, Any]:

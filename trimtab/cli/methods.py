@@ -102,6 +102,6 @@ def _statuses(ledger: Path) -> dict[tuple[str, str], str]:
     """The last result of every claim that was ever run; reading them takes seconds, so only if there are any."""
     if not ledger.exists():
         return {}
-    from trimtab.measure.claims import latest, read
+    from trimtab.measure.ledger import latest, read
 
     return {key: line["status"] for key, line in latest(read(ledger)).items()}

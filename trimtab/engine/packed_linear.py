@@ -3,9 +3,10 @@
 A module and not a tensor subclass, so that `state_dict`, safetensors, `.to()` and the host's loader need no special case:
 the tensors of the weight are buffers under their own names, and the weight itself is rebuilt from them when asked for.
 
-Until a kernel reads the packed form directly, multiplying means unpacking first. In eval mode the unpacked matrices may be
-kept (`DENSE_CACHE`): faster, at the memory of the dense model. Only the leaves of a composed weight are kept, never their
-product, so the result is the same to the last bit with and without.
+Multiplying means unpacking first. In eval mode the unpacked matrices may be kept (`DENSE_CACHE`): faster, at the memory of
+the dense model. Only the leaves of a composed weight are kept, never their product, so the result is the same to the last bit
+with and without. With `KERNELS` the packed form is multiplied as it is, in eval mode and where there is a kernel for it: that
+rounds activations, so it has to be asked for.
 """
 
 import copy
@@ -18,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab import formats
+from trimtab import formats, kernels
 from trimtab.core.kinds import LinearWeight
 from trimtab.formats import forward
 
 DENSE_CACHE = os.environ.get("TRIMTAB_DENSE_CACHE", "1") != "0"
+KERNELS = os.environ.get("TRIMTAB_KERNELS", "0") != "0"
 
 
 @contextmanager
@@ -85,6 +87,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_value
+        if KERNELS and not self.training and kernels.serves(weight):
+            return kernels.linear(x, weight, self.bias)
         if DENSE_CACHE and not self.training:
             weight = self._kept("leaves", x.dtype, lambda: with_dense_leaves(weight, x.dtype))
         return forward.linear(x, weight, self.bias)

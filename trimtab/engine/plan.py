@@ -6,7 +6,7 @@ from typing import Any
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import RecipeError
-from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod
+from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod, ScaleMethod
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
@@ -58,6 +58,8 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
                 specs[site] = _promised(step, site, specs[site], packed)
                 held[site] = step.method.gives
             left = _mean(sites, specs)
+        elif isinstance(step.method, ScaleMethod):
+            _foldable(step.method, sites, held)
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
             untied |= getattr(step.method, "unties", False)
@@ -114,12 +116,22 @@ def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[typ
                 )
 
 
+def _foldable(method: ScaleMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
+    for site in sites:
+        method.fits(site)
+        _plain_by_then(method.card.id, site, held[site])
+
+
 def _dense_only(step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
     if step.where != Where():
         raise RecipeError(f"{step.method.card.id} works on the whole model; it takes no `where`")
     for site, kinds in held.items():
-        if any(kind.kind not in ("dense", "masked") for kind in kinds):
-            raise RecipeError(f"{step.method.card.id} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
+        _plain_by_then(step.method.card.id, site, kinds)
+
+
+def _plain_by_then(who: str, site: Site, kinds: tuple[type[LinearWeight], ...]) -> None:
+    if any(kind.kind not in ("dense", "masked") for kind in kinds):
+        raise RecipeError(f"{who} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
 
 
 def _promised(step: Step, site: Site, given: Spec | None, packed: bool) -> Spec | None:

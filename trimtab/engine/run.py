@@ -3,7 +3,8 @@
 Adjacent linear steps share one pass over the model: a matrix goes through all of them before the stream moves on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from time import perf_counter
@@ -24,10 +25,13 @@ from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
 from trimtab.engine.apply import apply
 from trimtab.engine.budget import keep_within
+from trimtab.engine.folding import fold
 from trimtab.engine.memory import kept_heap
 from trimtab.engine.narrowing import narrows
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.plan import plan, resolve
+from trimtab.engine.preserving import preserved
+from trimtab.engine.references import Matrices, others
 from trimtab.engine.sweep import Stats, Stream
 from trimtab.formats import Masked
 from trimtab.stats import Gram
@@ -45,6 +49,7 @@ class Bench:
     packed: bool
     steps: int
     compute: torch.dtype = torch.float32
+    bases: Mapping[str, torch.nn.Module] = field(default_factory=dict)  # other models, by what the recipe calls them
     profile: Profile = field(default_factory=Profile)
     receipts: list[Receipt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -66,17 +71,19 @@ def run(
     batches: Sequence[Tensor],
     watch: Watcher = unwatched,
     packed: bool = False,
+    bases: Mapping[str, torch.nn.Module] | None = None,
 ) -> Bench:
     """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
 
     packed: store sparse results as bitmap and values instead of plain matrices with zeros, which open everywhere.
+    bases: the other models that the recipe compares with, by the names it gives them (`references.named`).
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
-        plan(Anatomy.of(model), recipe, packed)
-    bench = Bench(
-        model, list(batches), Seeds(recipe.seed), watch, packed, len(recipe.steps), getattr(torch, recipe.calibration.compute)
-    )
+        plan(anatomy := Anatomy.of(model), recipe, packed)
+        others(anatomy, recipe, bases or {})
+    compute = getattr(torch, recipe.calibration.compute)
+    bench = Bench(model, list(batches), Seeds(recipe.seed), watch, packed, len(recipe.steps), compute, bases or {})
     training = model.training
     model.eval()
     try:
@@ -106,13 +113,14 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
     work = {number: _strengths(bench, anatomy, number, step) for number, step in steps}
     carry = steps[0][1].method.carry  # type: ignore[attr-defined]
     stream = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_data(work) else None
+    beside = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_pairs(work) else None
     blocks: list[int | None] = [*range(len(anatomy.blocks)), None]
     for block in blocks:
         sites = [s for s in anatomy.sites if s.block == block and any(s in chosen for chosen in work.values())]
         stats: dict[Site, Stats] = {}
         if stream is not None and block is not None:
             needs = {site: _statistics(work, site) for site in sites}
-            stats = stream.collect(block, needs, advance=carry == "original").sites
+            stats = stream.collect(block, needs, advance=carry == "original", beside=beside).sites
         elif stream is not None:
             _refuse_outside(work, sites)
         shared: dict[tuple[int, int], dict[Any, Any]] = {}
@@ -143,6 +151,11 @@ def _strengths(bench: Bench, anatomy: Anatomy, number: int, step: Step) -> dict[
 
 def _needs_data(work: Work) -> bool:
     return any(_is_statistic(need) for chosen in work.values() for m in set(chosen.values()) for need in m.needs)
+
+
+def _needs_pairs(work: Work) -> bool:
+    needed = {need for chosen in work.values() for m in set(chosen.values()) for need in m.needs if _is_statistic(need)}
+    return any(need.on == "pair" for need in needed)  # type: ignore[attr-defined]
 
 
 def _is_statistic(need: type) -> bool:
@@ -234,27 +247,9 @@ def _observe(bench: Bench, anatomy: Anatomy, needs: Sequence[type], sites: Seque
                 for need in of_site:
                     found[need][site] = stats[need]
     if Original in needs:
-        found[Original] = _Originals(bench, anatomy, sites)
+        found[Original] = Matrices(lambda site: bench.weight(anatomy, site), sites)
     stacked = {n: torch.stack(v) if isinstance(v, list) else v for n, v in found.items()}
     return Seen(stacked, generator)
-
-
-class _Originals(Mapping[Site, Tensor]):
-    """Dense weights by site, unpacked when looked at: all of them at once could be twice the model."""
-
-    def __init__(self, bench: Bench, anatomy: Anatomy, sites: Sequence[Site]):
-        self._bench, self._anatomy, self._sites = bench, anatomy, dict.fromkeys(sites)
-
-    def __getitem__(self, site: Site) -> Tensor:
-        if site not in self._sites:
-            raise KeyError(site)
-        return self._bench.weight(self._anatomy, site).dense()
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(self._sites)
-
-    def __len__(self) -> int:
-        return len(self._sites)
 
 
 def _channels(bench: Bench, steps: list[Numbered]) -> None:
@@ -324,11 +319,9 @@ def _rewrite(bench: Bench, steps: list[Numbered]) -> None:
         edits = method.rewrite(anatomy, seen)
     bench.drew |= seen.drew
     before = _stored_bits(anatomy)
-    with bench.profile("apply"):
-        if method.preserves:
-            _apply_preserving(bench, anatomy, edits, method)
-        else:
-            apply(anatomy, edits, bench.packed)
+    held_to_it = preserved(bench.model, bench.batches[0][:1, :16], method.card.id) if method.preserves else nullcontext()
+    with bench.profile("apply"), held_to_it:
+        apply(anatomy, edits, bench.packed)
     after = _stored_bits(Anatomy.of(bench.model))
     weights = sum(s.shape[0] * s.shape[1] for s in anatomy.sites)
     notes = {**seen.notes, **_dropped(edits)}
@@ -336,21 +329,6 @@ def _rewrite(bench: Bench, steps: list[Numbered]) -> None:
     receipt = Receipt(number, str(method), "model", "model", weights, before / weights, after / weights, seconds, None, notes)
     bench.receipts.append(receipt)
     bench.held.clear()
-
-
-# Relative. The norms of most families compute in float32 even in a float64 model.
-PRESERVED = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
-
-
-def _apply_preserving(bench: Bench, anatomy: Anatomy, edits: Edits, method: ModelMethod) -> None:
-    """Apply a rewrite that promises the same function, and hold it to that on a few tokens."""
-    ids = bench.batches[0][:1, :16]
-    before = bench.model(ids, use_cache=False).logits
-    apply(anatomy, edits, bench.packed)
-    after = bench.model(ids, use_cache=False).logits
-    change = float((after - before).double().norm() / before.double().norm())
-    if not change <= PRESERVED[before.dtype]:
-        raise TrimtabError(f"{method.card.id} promised the same function, but the logits moved by {change:.2g} of their size")
 
 
 def _stored_bits(anatomy: Anatomy) -> float:
@@ -362,4 +340,4 @@ def _dropped(edits: Edits) -> dict[str, Any]:
     return {"dropped_blocks": blocks} if blocks else {}
 
 
-_RUNNERS = {"linear": _linear, "channel": _channels, "model": _rewrite}
+_RUNNERS = {"linear": _linear, "channel": _channels, "model": _rewrite, "scale": fold}

@@ -73,13 +73,25 @@ class Stream:
         call = self.calls[block][batch]
         return _first(self.anatomy.blocks[block](self.hidden[batch], *call.args, **call.kwargs))
 
-    def collect(self, block: int, needs: Needs, of_block: Sequence[type[Statistic]] = (), advance: bool = False) -> Observed:
-        """Run all batches through a block and gather statistics; `advance` also moves the stream to its outputs."""
+    def collect(
+        self,
+        block: int,
+        needs: Needs,
+        of_block: Sequence[type[Statistic]] = (),
+        advance: bool = False,
+        beside: "Stream | None" = None,
+    ) -> Observed:
+        """Run all batches through a block and gather statistics; `advance` also moves the stream to its outputs.
+
+        beside: the stream of the untouched model, for statistics on pairs; the block must be untouched still. It advances.
+        """
         tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
         outputs = advance or bool(of_block)
-        if outputs or tally.needs:
+        if outputs or tally.needs or beside:
             with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
                 for batch, entering in enumerate(self.hidden):
+                    if beside:
+                        tally.original = beside.step(block, batch, tuple(tally.needs))
                     with Watch(self.anatomy, tuple(tally.needs), tally.see, stop=not outputs):
                         leaving = self.drive(block, batch)
                     if outputs:
@@ -88,6 +100,13 @@ class Stream:
                         self.hidden[batch] = leaving
             give_back()
         return tally.finish(self.hidden[0].device)
+
+    def step(self, block: int, batch: int, sites: Sequence[Site]) -> dict[Site, Tensor]:
+        """Move one batch through a block; the inputs [tokens, in] of the sites on its way."""
+        found: dict[Site, Tensor] = {}
+        with Watch(self.anatomy, sites, lambda group, x: found.update(dict.fromkeys(group, x))):
+            self.hidden[batch] = self.drive(block, batch)
+        return found
 
     def advance(self, block: int) -> None:
         """Replace the hidden states by the outputs of the block as it is now."""
@@ -127,6 +146,7 @@ class _Tally:
         self.needs, self.profile = needs, profile
         self.states: dict[Site, dict[Any, Any]] = {site: {} for site in needs}
         self.whole: dict[Any, Any] = dict.fromkeys(of_block)
+        self.original: dict[Site, Tensor] = {}  # this batch's inputs in the untouched model, if anybody asked
 
     def see(self, sites: Sequence[Site], x: Tensor) -> None:
         with self.profile("statistics"):
@@ -135,7 +155,8 @@ class _Tally:
                 for statistic in self.needs[site]:
                     if statistic not in done:
                         state = self.states[site].get(statistic) or statistic.start(site.shape, x.device)
-                        done[statistic] = statistic.update(state, x)
+                        pair = (self.original[site],) if statistic.on == "pair" else ()
+                        done[statistic] = statistic.update(state, x, *pair)
                     self.states[site][statistic] = done[statistic]
 
     def see_block(self, entering: Tensor, leaving: Tensor) -> None:

@@ -1,8 +1,10 @@
 """How a weight is applied: y = x W^T + bias, following the structure instead of multiplying it out where that is cheaper.
 
-A chain is applied factor by factor, a sum part by part, a rotation to the activations; every other format through dense().
-This is the specification in terms of outputs, and the path where no kernel serves a format.
+A chain is applied factor by factor, a sum part by part, a rotation to the activations; every other format, a leaf, through
+dense(). This is the specification in terms of outputs, and the path where no kernel serves a format.
 """
+
+from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,17 +16,43 @@ from trimtab.formats.sum import Sum
 from trimtab.tensors.hadamard import transform
 
 
-def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
-    """x [..., in], weight [out, in], bias [out] or None -> [..., out], in the dtype of x."""
+def through_dense(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
+    """One product with the unpacked matrix, in the dtype of x."""
+    return F.linear(x, weight.dense().to(x.dtype), bias)
+
+
+Leaf = Callable[[Tensor, LinearWeight, Tensor | None], Tensor]
+
+
+def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None, leaf: Leaf = through_dense) -> Tensor:
+    """x [..., in], weight [out, in], bias [out] or None -> [..., out], in the dtype of x.
+
+    leaf: multiplies by what is no composition.
+    """
     if isinstance(weight, Chain):
         for factor in reversed(weight.factors[1:]):
-            x = linear(x, factor)
-        return linear(x, weight.factors[0], bias)
+            x = linear(x, factor, None, leaf)
+        return linear(x, weight.factors[0], bias, leaf)
     if isinstance(weight, Sum):
-        total = linear(x, weight.parts[0], bias)
+        total = linear(x, weight.parts[0], bias, leaf)
         for part in weight.parts[1:]:
-            total = total + linear(x, part)
+            total = total + linear(x, part, None, leaf)
         return total
     if isinstance(weight, Rotated):
-        return linear(transform(x, weight.block, weight.signs), weight.inner, bias)
-    return F.linear(x, weight.dense().to(x.dtype), bias)
+        return linear(transform(x, weight.block, weight.signs), weight.inner, bias, leaf)
+    return leaf(x, weight, bias)
+
+
+def leaves(weight: LinearWeight) -> Iterator[LinearWeight]:
+    """What `linear` multiplies by, in no particular order."""
+    if isinstance(weight, Chain):
+        parts = weight.factors
+    elif isinstance(weight, Sum):
+        parts = weight.parts
+    elif isinstance(weight, Rotated):
+        parts = (weight.inner,)
+    else:
+        yield weight
+        return
+    for part in parts:
+        yield from leaves(part)

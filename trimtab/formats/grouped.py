@@ -16,6 +16,7 @@ from trimtab.core.kinds import Layout
 from trimtab.formats import checks
 from trimtab.formats.container import Container
 from trimtab.tensors.packing import pack, packed_width, unpack
+from trimtab.tensors.rounding import Grid
 
 
 def check_group_size(in_features: int, group_size: int, where: str) -> None:
@@ -64,6 +65,14 @@ class Grouped(Container):
             code_bits=bits,
             group_size=group_size,
         )
+
+    @classmethod
+    def on_grid(cls, grid: Grid, weight: Tensor, symmetric: bool) -> Self:
+        """weight [out, groups, group_size], rounded to the nearest points of a grid that was fitted to such groups."""
+        out, groups, group_size = weight.shape
+        codes = grid.codes(weight).reshape(out, groups * group_size).to(torch.uint8)
+        zero = None if symmetric else grid.zero.squeeze(-1).to(torch.uint8)
+        return cls(codes, grid.scale.squeeze(-1).half(), zero, grid.bits, group_size)
 
     @property
     def codes(self) -> Tensor:

@@ -69,7 +69,7 @@ def load(
 
     Raises `ModelError`, one line that names the file and what to do, for anything missing, damaged or out of bounds.
     """
-    place = _local(folder)
+    place = local_folder(folder)
     folder_checks.check_links(place)
     manifest.verify(place)
     config = _config(place)
@@ -81,7 +81,7 @@ def load(
     model = _from_files(place, config, dtype or (torch.float32 if device.type == "cpu" else "auto"))
     settle(model)
     _check_values(model)
-    return model.to(device).eval(), _tokenizer(place)
+    return model.to(device).eval(), load_tokenizer(place)
 
 
 def skeleton(config: Any, model_class: type[PreTrainedModel] | None = None) -> PreTrainedModel:
@@ -152,7 +152,8 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def _local(folder: str | Path) -> Path:
+def local_folder(folder: str | Path) -> Path:
+    """Where the files of a model are: the folder itself, or the copy of what a hub name stands for. Raises `ModelError`."""
     path = Path(folder).expanduser()
     if not path.exists():
         recover(path.absolute())
@@ -245,7 +246,8 @@ def _silenced() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _tokenizer(place: Path) -> Tokenizer:
+def load_tokenizer(place: Path) -> Tokenizer:
+    """The tokenizer in a model folder; None if it holds none. Raises `ModelError`."""
     if not any((place / name).exists() for name in TOKENIZER_FILES):
         return None
     try:

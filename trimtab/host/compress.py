@@ -21,6 +21,7 @@ from trimtab.core.report import Report
 from trimtab.data.windows import calibration_windows
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
+from trimtab.engine.references import named
 from trimtab.engine.run import run
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, save
@@ -69,7 +70,7 @@ def compress(
     if out is not None:
         ensure_space(Path(out), expected.bytes_after or expected.bytes_before)
     batches = _batches(model, tokenizer, recipe)
-    bench = run(model, recipe, batches, watch, packed)
+    bench = run(model, recipe, batches, watch, packed, {n: load(resolve_model(n), device)[0] for n in named(recipe)})
     report = Report(
         name,
         recipe.to_dict(),

@@ -7,28 +7,18 @@ values (scale * code + minimum) do not fit bfloat16, and rounding them again wou
 
 import copy
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from trimtab.core.errors import ModelError, did_you_mean
 from trimtab.data.assets import MODEL, cached, fetch
+from trimtab.host.model_assets import resolve_model as resolve_model
+from trimtab.host.source import history as history
+from trimtab.host.source import record
 
-SOURCE = "source.json"
 ROUNDED = "matrices were rounded to 4 bits (groups of 32) before we got them"
-ASSET_MODEL = "asset:smollm2-135m"
-
-
-def resolve_model(name_or_path: str) -> str:
-    """The folder behind "asset:smollm2-135m"; any other name is returned as it is. Raises ModelError on other assets."""
-    if not name_or_path.startswith("asset:"):
-        return name_or_path
-    if name_or_path != ASSET_MODEL:
-        raise ModelError(f"no model is called {name_or_path!r}{did_you_mean(name_or_path, [ASSET_MODEL])}")
-    return str(asset_model())
 
 
 def asset_model() -> Path:
@@ -45,8 +35,7 @@ def import_gguf(file: Path, folder: Path, note: str) -> None:
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     with file.open("rb") as data:
         digest = hashlib.file_digest(data, "sha256").hexdigest()
-    record = {"file": file.name, "sha256": digest, "note": note}
-    (folder / SOURCE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record(folder, {"file": file.name, "sha256": digest, "note": note})
 
 
 def dequantized(model: Any) -> Any:
@@ -58,12 +47,3 @@ def dequantized(model: Any) -> Any:
     plain.tie_weights()
     plain.generation_config = GenerationConfig.from_model_config(config)
     return plain.eval()
-
-
-def history(folder: Path) -> str | None:
-    """What happened to a model's weights before it was imported, to be said with every result; None if nothing is known."""
-    path = folder / SOURCE
-    if not path.is_file():
-        return None
-    note: str | None = json.loads(path.read_text(encoding="utf-8")).get("note")
-    return note

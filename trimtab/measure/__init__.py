@@ -1,15 +1,21 @@
 """What a model is worth, in numbers that carry their uncertainty and their setting."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.core.progress import Watcher, unwatched
 from trimtab.core.report import Measurement
 from trimtab.data.windows import evaluation_windows
+from trimtab.measure.memory import peak_memory
 
 # Renamed, because these two names belong to the submodules here.
 from trimtab.measure.perplexity import bits_per_byte, token_losses
 from trimtab.measure.perplexity import perplexity as perplexity_of
 from trimtab.measure.size import size as size_of
 from trimtab.measure.speed import decode_speed, prefill_speed
+from trimtab.measure.tasks import HARNESS, answer, known
 from trimtab.measure.text_bytes import scored_bytes
 
 
@@ -21,16 +27,48 @@ def measure(
     length: int = 512,
     seed: int = 0,
     speed: bool = True,
+    stride: int | None = None,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    watch: Watcher = unwatched,
 ) -> list[Measurement]:
-    """Perplexity and bits per byte on `windows` windows of the source, size, and (if asked) prefill and decode speed.
+    """Perplexity and bits per byte on `windows` windows of the source, size, memory; if asked, speed and tasks.
 
-    Raises DataError when the source is missing or too short, ModelError when the model's losses are not finite.
+    stride: windows overlap and only the last `stride` tokens of each are scored, which have the rest of it before them.
+    tasks: names that `trimtab.measure.tasks` knows; limit: at most so many items of each, the same for every model.
+    Raises UsageError for an unknown task, DataError when the source is missing or too short, ModelError when the model's
+    losses are not finite.
     """
-    ids = evaluation_windows(source, tokenizer, windows, length, seed)  # [windows, length]
-    losses = token_losses(model, ids)
-    dtype = str(model.dtype).removeprefix("torch.")
-    setting = {"source": source, "windows": windows, "length": length, "seed": seed, "dtype": dtype}
-    found = [perplexity_of(losses, setting), bits_per_byte(losses, scored_bytes(tokenizer, ids), setting), *size_of(model)]
-    if speed:
-        found += [prefill_speed(model, ids[:1]), decode_speed(model, ids[:1, : min(32, length)])]
-    return found
+    for task in tasks:
+        known(task)
+    ids = evaluation_windows(source, tokenizer, windows, length, seed, stride)  # [windows, length]
+    with peak_memory(model) as peak:
+        found = [*_text(model, tokenizer, ids, stride, source, seed), *size_of(model)]
+        if speed:
+            found += [prefill_speed(model, ids[:1]), decode_speed(model, ids[:1, : min(32, length)])]
+        for task in tasks:
+            found += _task(model, tokenizer, task, limit, seed, watch)
+    return [*found, *peak]
+
+
+def _text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor, stride: int | None, source: str, seed: int
+) -> list[Measurement]:
+    """Perplexity and bits per byte of the scored tokens of windows [windows, length]."""
+    windows, length = ids.shape
+    setting = {"source": source, "windows": windows, "length": length, "seed": seed}
+    setting |= {"dtype": str(model.dtype).removeprefix("torch.")} | ({} if stride is None else {"stride": stride})
+    scored = length - 1 if stride is None else stride
+    losses = token_losses(model, ids)[:, -scored:]
+    return [perplexity_of(losses, setting), bits_per_byte(losses, scored_bytes(tokenizer, ids[:, -scored - 1 :]), setting)]
+
+
+def _task(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, limit: int | None, seed: int, watch: Watcher
+) -> list[Measurement]:
+    """From lm-eval come all metrics that the task has there, from ours what follows from its items."""
+    if task.startswith(HARNESS):
+        from trimtab.measure.harness import harness
+
+        return harness(model, tokenizer, [task.removeprefix(HARNESS)], limit, seed)
+    return answer(model, tokenizer, task, limit, seed, watch).measurements()

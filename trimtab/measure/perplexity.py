@@ -7,7 +7,7 @@ does to its logits afterwards (soft capping, scaling) thus stays the model's own
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 
 from trimtab.core.errors import DataError, ModelError
 from trimtab.core.report import Measurement
+from trimtab.measure.nan_hunt import CURE, blame
 
-LOGIT_BYTES = 256 * 2**20  # logits of one slice together with their log-softmax
+LOGIT_BYTES = 256 * 2**20  # logits of one slice, and what their log-softmax takes
+AT_ONCE = 32  # positions whose logits are in float64 together: those of more leave the processor's cache
 
 
 @torch.no_grad()
@@ -27,16 +29,15 @@ def token_losses(model: PreTrainedModel, windows: Tensor, batch: int = 4) -> Ten
     """[n, length-1] float64: nats of every token but the first of each window, given those before it.
 
     windows: [n, length] int64. batch: windows in one forward pass, fewer where their logits would not fit.
-    Logits in the model's dtype, log-softmax in float32 (float64 for a float64 model).
+    Logits in the model's dtype, log-softmax in float64.
     Raises DataError for windows shorter than 2, ModelError when a loss is not finite.
     """
-    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
-        raise DataError(f"windows must be [n, length >= 2], got {list(windows.shape)}; use at least one window of 2 tokens")
+    check_windows(windows)
     size = positions_at_once(model)
     with evaluating(model):
-        parts = [_losses(model, ids.to(model.device), size).cpu() for ids in windows.split(_rows(windows, batch, size))]
-    losses = torch.cat(parts)
-    _check_finite(losses)
+        parts = [_losses(model, ids.to(model.device), size).cpu() for ids in windows.split(rows_at_once(windows, batch, size))]
+        losses = torch.cat(parts)
+        check_finite(losses, lambda window: blame(model, windows[window : window + 1].to(model.device)))
     return losses
 
 
@@ -58,23 +59,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _rows(windows: Tensor, batch: int, size: int) -> int:
+def check_windows(windows: Tensor) -> None:
+    """Raises DataError unless windows are [n >= 1, length >= 2]."""
+    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
+        raise DataError(f"windows must be [n, length >= 2], got {list(windows.shape)}; use at least one window of 2 tokens")
+
+
+def rows_at_once(windows: Tensor, batch: int, size: int) -> int:
+    """How many windows go through the model together: `batch`, fewer where their logits are more than `size` positions."""
     return max(1, min(batch, size // windows.shape[1]))
 
 
 def _losses(model: PreTrainedModel, ids: Tensor, size: int) -> Tensor:
     targets = ids[:, 1:].flatten()
-    slices = zip(_logits(model, ids, size), targets.split(size), strict=True)
-    return torch.cat([_cross_entropy(logits, wanted) for logits, wanted in slices]).view(len(ids), -1)
+    slices = zip(logit_slices(model, ids, size), targets.split(size), strict=True)
+    return torch.cat([nats(logits, wanted) for logits, wanted in slices]).view(len(ids), -1)
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide, targets, reduction="none").double()
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """[k] float64: cross-entropy of logits [k, vocabulary], summed in float64, a few rows at a time.
+
+    A float32 sum over 49 152 words is too small every time: it takes 8e-6 nats from every token, which no mean takes away.
+    """
+    parts = zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
+    return torch.cat([F.cross_entropy(part.double(), wanted, reduction="none") for part, wanted in parts])
 
 
-def _logits(model: PreTrainedModel, ids: Tensor, size: int) -> Iterator[Tensor]:
-    """Slices [<= size, vocabulary] of the logits at all positions but the last of each window."""
+def logit_slices(model: PreTrainedModel, ids: Tensor, size: int) -> Iterator[Tensor]:
+    """Slices [<= size, vocabulary] of the logits at all positions but the last of each window. No hook stays between them."""
     head = model.get_output_embeddings()
     if head is None or ids.numel() <= size:
         yield from model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).split(size)
@@ -82,7 +94,8 @@ def _logits(model: PreTrainedModel, ids: Tensor, size: int) -> Iterator[Tensor]:
     kept = _head_input(model, head, ids)[:, :-1].flatten(0, 1)  # [tokens, width]
     for part in kept.split(size):
         with _head_sees(head, lambda _, part=part: part[None]):
-            yield model(input_ids=ids[:1, :1], use_cache=False).logits[0]
+            logits = model(input_ids=ids[:1, :1], use_cache=False).logits[0]
+        yield logits
 
 
 def _head_input(model: PreTrainedModel, head: nn.Module, ids: Tensor) -> Tensor:
@@ -107,25 +120,29 @@ def _head_sees(head: nn.Module, change: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _check_finite(losses: Tensor) -> None:
+def check_finite(losses: Tensor, reason: Callable[[int], str] = lambda window: f"the output overflows; {CURE}") -> None:
+    """Raises ModelError that says where the first of losses [n, tokens] is that is not finite.
+
+    reason: asked for the number of that window, says what is wrong there.
+    """
     bad = ~losses.isfinite()
     if bad.any():
         window, position = bad.nonzero()[0].tolist()
         raise ModelError(
             f"{int(bad.sum())} of {losses.numel()} token losses are not finite, the first in window {window} at token "
-            f"{position + 1}: the model's output overflows or its weights are damaged; try dtype float32, else compress less"
+            f"{position + 1}: {reason(window)}"
         )
 
 
 def perplexity(losses: Tensor, setting: Mapping[str, Any] | None = None) -> Measurement:
     """exp(mean loss) of losses [n, tokens]. Standard error by the delta method, NaN for a single window."""
-    mean, spread = _mean_over_windows(losses)
+    mean, spread = mean_over_windows(losses)
     value = math.exp(mean)
     return Measurement("perplexity", value, value * spread, losses.numel(), "per token", dict(setting or {}))
 
 
-def _mean_over_windows(losses: Tensor) -> tuple[float, float]:
-    """Mean loss and its standard error; every window has the same number of tokens."""
+def mean_over_windows(losses: Tensor) -> tuple[float, float]:
+    """Mean of values [n, tokens] and its standard error; every window has the same number of tokens."""
     means = losses.double().mean(dim=1)  # [n]
     return float(means.mean()), float(_standard_error(means))
 

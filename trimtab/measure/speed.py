@@ -5,12 +5,13 @@ counted pays for lazy set-up. Medians, because a busy machine only ever makes th
 """
 
 import math
+from collections import Counter
 from statistics import median, stdev
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -79,9 +80,22 @@ def _rate(name: str, rates: list[float], tokens: int, setting: dict[str, Any]) -
     return Measurement(name, median(rates), spread, tokens * len(rates), "tokens/s", setting)
 
 
+def kernels(model: nn.Module) -> str:
+    """What computes the linear layers: torch, or the names that compressed modules give to what serves them.
+
+    A module that has no `kernel` to name unpacks its weight and leaves the product to torch.
+    """
+    packed = [module for module in model.modules() if hasattr(module, "weight_value")]
+    served = Counter(getattr(module, "kernel", "torch, unpacked") for module in packed)
+    named = [f"{name} ({count} of {len(packed)})" if len(served) > 1 else name for name, count in served.most_common()]
+    return "; ".join(named) or "torch"
+
+
 def _setting(model: PreTrainedModel, prompt: Tensor, repeats: int) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "kernel": kernels(model),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch": len(prompt),

@@ -1,5 +1,7 @@
 """What a model says: for a person to look at, not a number."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
@@ -7,6 +9,20 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from trimtab.core.errors import UsageError
 from trimtab.core.seeds import Seeds
 from trimtab.measure.perplexity import evaluating
+
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at a temperature of",
+    "Once upon a time, in a small village by the sea,",
+    "def fibonacci(n):\n",
+)
+
+
+def samples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = PROMPTS, new_tokens: int = 32
+) -> list[dict[str, str]]:
+    """{"prompt", "text"} for every prompt, greedy: the same for the same model, so models can be read side by side."""
+    return [{"prompt": prompt, "text": generate(model, tokenizer, prompt, new_tokens)} for prompt in prompts]
 
 
 def generate(

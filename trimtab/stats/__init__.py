@@ -1,8 +1,11 @@
-"""What was seen: one file per streaming statistic, each a mean over calibration tokens."""
+"""What was seen: one file per streaming statistic, each a mean over calibration tokens, but for the largest value."""
 
+from trimtab.stats.abs_max import AbsMax
+from trimtab.stats.abs_mean import AbsMean
 from trimtab.stats.block_cosine import BlockCosine
+from trimtab.stats.drift import Drift
 from trimtab.stats.gram import Gram
 from trimtab.stats.input_norm import InputNorm
 from trimtab.stats.moments import Moments
 
-__all__ = ["BlockCosine", "Gram", "InputNorm", "Moments"]
+__all__ = ["AbsMax", "AbsMean", "BlockCosine", "Drift", "Gram", "InputNorm", "Moments"]

@@ -7,6 +7,7 @@ Work is done on the transpose, so that a column is contiguous, and in lazy block
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -31,21 +32,49 @@ class Chooser(Protocol):
         """The final value [out] of a column [out] that has been compensated for all columns before it."""
 
 
-def sweep(weight: Tensor, upper: Tensor, chooser: Chooser) -> Tensor:
+@dataclass(frozen=True)
+class Feed:
+    """What a column hands to those on its right besides its error; w0_i: column i before the sweep, w_i: compensated.
+
+    w_j += w_i * inputs[i, j] + (w0_i - w_i) * rebound[i, j]  for j > i; both [in, in] and strictly upper triangular.
+    chosen: from one lazy block to the next, w_i is the value that was chosen for the column.
+    """
+
+    inputs: Tensor
+    rebound: Tensor | None = None
+    chosen: bool = True
+
+
+def sweep(weight: Tensor, upper: Tensor, chooser: Chooser, feed: Feed | None = None) -> Tensor:
     """weight [out, in], upper [in, in] from `spd.inverse_upper` -> chosen values [out, in] float32."""
     columns = weight.float().T.clone(memory_format=torch.contiguous_format)  # [in, out]
+    before = columns.clone() if feed else columns
     upper = upper.float()
     chosen = torch.empty_like(columns)
     inputs, lazy = len(columns), _lazy(min(chooser.width, len(columns)))
     for start in range(0, inputs, lazy):
         end = min(start + lazy, inputs)
         with one_thread():
-            errors = _block(columns, chosen, upper, chooser, start, end)
+            errors = _block(columns, chosen, upper, chooser, start, end, feed, before)
         columns[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+        if feed:
+            left = (chosen if feed.chosen else columns)[start:end]
+            columns[end:].addmm_(feed.inputs[start:end, end:].T, left)
+            if feed.rebound is not None:
+                columns[end:].addmm_(feed.rebound[start:end, end:].T, before[start:end] - left)
     return chosen.T
 
 
-def _block(columns: Tensor, chosen: Tensor, upper: Tensor, chooser: Chooser, start: int, end: int) -> Tensor:
+def _block(
+    columns: Tensor,
+    chosen: Tensor,
+    upper: Tensor,
+    chooser: Chooser,
+    start: int,
+    end: int,
+    feed: Feed | None,
+    before: Tensor,
+) -> Tensor:
     """Sweep columns start .. end in place, compensating only inside the block; returns the scaled errors [block, out]."""
     errors = torch.empty_like(columns[start:end])
     diagonal = upper.diagonal()
@@ -56,7 +85,16 @@ def _block(columns: Tensor, chosen: Tensor, upper: Tensor, chooser: Chooser, sta
         chosen[i] = chooser.choose(i, column)
         torch.sub(column, chosen[i], out=error).div_(pivot)
         columns[i + 1 : end].addr_(upper[i, i + 1 : end], error, alpha=-1)
+        if feed:
+            columns[i + 1 : end].addr_(feed.inputs[i, i + 1 : end], column)
+            if feed.rebound is not None:
+                columns[i + 1 : end].addr_(feed.rebound[i, i + 1 : end], before[i] - column)
     return errors
+
+
+def fed(moment: Tensor, upper: Tensor) -> Tensor:
+    """striu(M Uᵀ) U [in, in]: how a product M [in, in] of inputs that the gram does not hold spreads over a sweep with U."""
+    return (moment.float() @ upper.T).triu(1) @ upper
 
 
 class ByGroup(Generic[T]):

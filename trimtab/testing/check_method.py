@@ -14,7 +14,7 @@ from typing import Any
 
 from trimtab.core.kinds import Method
 from trimtab.core.registry import kind
-from trimtab.testing import checks_allocator, checks_any, checks_channel, checks_linear, checks_model
+from trimtab.testing import checks_allocator, checks_any, checks_channel, checks_linear, checks_model, checks_probe, checks_scale
 
 Check = Callable[[type[Any]], None]
 
@@ -22,7 +22,9 @@ _OF_KIND: dict[str, tuple[Check, ...]] = {
     "linear": checks_linear.CHECKS,
     "channel": checks_channel.CHECKS,
     "model": checks_model.CHECKS,
+    "scale": checks_scale.CHECKS,
     "allocator": checks_allocator.CHECKS,
+    "probe": checks_probe.CHECKS,
 }
 
 

@@ -8,10 +8,13 @@ from dataclasses import FrozenInstanceError, fields
 from math import nan
 from typing import Any, get_args
 
+import yaml
+
 from trimtab.core import registry
 from trimtab.core.card import Fidelity
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, Method
+from trimtab.core.expression import make
+from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, Method, ProbeMethod
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.recipe import Recipe, Step
 from trimtab.testing.problems import expect
@@ -59,6 +62,11 @@ def refuses_values_out_of_range(method: type[Any]) -> None:
 
 
 def survives_yaml(method: type[Any]) -> None:
+    """As a step of a recipe; what is no step, by its knobs."""
+    if issubclass(method, ProbeMethod):
+        written = yaml.safe_dump(method().knobs())
+        expect(make(method.card.id, yaml.safe_load(written)) == method(), f"the knobs read back are others: {written!r}")
+        return
     recipe = Recipe((_step(method),))
     expect(Recipe.parse(recipe.yaml()) == recipe, f"the recipe read back from YAML is another one: {recipe.yaml()!r}")
 
@@ -90,8 +98,9 @@ def has_a_module_docstring(method: type[Any]) -> None:
 
 
 def uses_every_field(method: type[Any]) -> None:
-    tree = ast.parse(inspect.getsource(sys.modules[method.__module__]))
-    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    own = {c.__module__ for c in method.__mro__ if issubclass(c, Method)} - {Method.__module__}
+    trees = [ast.parse(inspect.getsource(sys.modules[name])) for name in own]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     read |= {name for kind, names in READ_BY_ENGINE.items() if issubclass(method, kind) for name in names}
     for f in fields(method):
         expect(f.name in read, f"the field {f.name} is never read; take it out")

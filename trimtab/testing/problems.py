@@ -21,6 +21,7 @@ from trimtab.tensors.rounding import fit
 from trimtab.testing.weights import examples
 
 # What a knob of the common vocabulary may be set to besides its default; flags and choices speak for themselves.
+DRIFTED = 1.01  # what the untouched model's inputs are, in terms of those shown
 _WORTH_TRYING: dict[str, tuple[Any, ...]] = {"group_size": (0, 32), "pattern": ("2:4",)}
 
 
@@ -64,10 +65,12 @@ def seen(method: Method, problem: Layer, seed: int = 0) -> Seen:
         if need is Original:
             values[need] = problem.weight.clone()
             continue
-        expect(getattr(need, "on", "") == "input", f"`needs` has {need.__name__}, which a linear method is not shown")
+        on = getattr(need, "on", "")
+        expect(on in ("input", "pair"), f"`needs` has {need.__name__}, which a linear method is not shown")
         shape = (problem.weight.shape[0], problem.weight.shape[1])
         state = need.start(shape, problem.x.device)  # type: ignore[attr-defined]
-        values[need] = need.finish(need.update(state, problem.x))  # type: ignore[attr-defined]
+        original = (problem.x * DRIFTED,) if on == "pair" else ()
+        values[need] = need.finish(need.update(state, problem.x, *original))  # type: ignore[attr-defined]
     return Seen(values, Seeds(seed).at("method"))
 
 

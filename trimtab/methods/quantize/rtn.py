@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from trimtab.core.card import Card
 from trimtab.core.kinds import LinearMethod, Seen
 from trimtab.core.knobs import count, flag
@@ -43,10 +41,5 @@ class Rtn(LinearMethod):
         return grouped_spec(site.shape, self.bits, self.group_size or site.shape[1], self.symmetric)
 
     def solve(self, weight: Dense | Masked, seen: Seen, site: Site) -> Grouped:
-        out, inputs = site.shape
-        group_size = self.group_size or inputs
-        groups = weight.dense().reshape(out, -1, group_size)
-        grid = fit(groups, self.bits, self.symmetric, self.clip)
-        codes = grid.codes(groups).reshape(out, inputs).to(torch.uint8)
-        zero = None if self.symmetric else grid.zero.squeeze(-1).to(torch.uint8)
-        return Grouped(codes, grid.scale.squeeze(-1).half(), zero, self.bits, group_size)
+        groups = weight.dense().reshape(site.shape[0], -1, self.group_size or site.shape[1])
+        return Grouped.on_grid(fit(groups, self.bits, self.symmetric, self.clip), groups, self.symmetric)

@@ -1,0 +1,78 @@
+// The kernel layout: how a packed matrix lies in memory while it is multiplied.
+//
+// Files store rows one after the other, the same on every machine. A kernel wants something else: one pass over memory from
+// front to back, no horizontal sums, no shuffles. So a matrix is repacked once, when it is first used, into tiles of 16 rows:
+//
+//   vector   64 bytes, 16 rows x 4 columns: byte 4 * row + column. Multiplied with 4 activations broadcast to all rows, it
+//            adds to 16 sums, one per row (VPDPBUSD on one 512-bit register, two halves on AVX2, plain loops elsewhere).
+//   fields   codes of fewer than 8 bits share a byte: the vector then holds several quads of columns, one per bit field.
+//            4-bit fields: 2 quads, 2-bit fields: 4, 1-bit fields: 8. Other widths are composed: 5 = 4 + 1, 7 = 4 + 2 + 1;
+//            of 3 bits there are 2 quads in a vector, and 2 more in the 2 bits that 3 vectors have left.
+//   granule  the fewest columns that are whole in all fields: 32 for odd widths, otherwise 16. Groups are padded to granules;
+//            the activations there are zero, so what the padding codes say does not count.
+//   part     the codes of one group: all of it for integers; one bit plane for sums of scaled binaries.
+//   super    up to 4 groups. Their scales and offsets stand in a header in front of their codes, so that everything is read
+//            in one forward stream and every vector is aligned.
+//
+// Everything below is plain data without member functions: files compiled for different instruction sets share it, and an
+// inline function compiled for the wrong one must not be what the linker keeps.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace trimtab {
+
+constexpr int64_t kRows = 16;    // rows of a tile
+constexpr int64_t kVector = 64;  // bytes
+constexpr int64_t kBlock = 64;   // activations that share a scale, at most
+constexpr int64_t kSuper = 4;    // groups that share a header, at most
+constexpr int64_t kStrip = 256;  // columns that are unpacked to floats at a time
+constexpr int64_t kSheaf = 4;    // tiles that are unpacked together where there are many tokens
+constexpr int kMostParts = 8;
+
+enum class Store : int { codes, float32, float16, bfloat16 };
+
+// What is added to scale * code: nothing but -middle * scale; a stored zero point, -zero * scale; or a free offset.
+enum class Offset : int { middle, zero, free };
+
+// A matrix as kernels see it.
+struct Tiles {
+  const uint8_t* data;
+  Store store;
+  int64_t out, in;
+  int64_t tiles;
+  int64_t tile_bytes;
+  // The rest is for codes only.
+  Offset offset;
+  int bits;        // of a code: 1 for bit planes, 2 to 8 for integers
+  int parts;       // 1, or the number of bit planes
+  int64_t group;   // columns of a group
+  int64_t padded;  // the same, filled up to granules
+  int64_t groups;
+  int64_t super;         // groups of one header
+  int64_t header_bytes;  // scales as float16 [part][group of super][row], then offsets: uint8 or float16 [group of super][row]
+  int64_t part_bytes;    // codes of one part of one group
+};
+
+// Activations of several tokens as integers with a scale per block: x ~ scale * q, and q in one or two signed bytes.
+// One byte: q in +-127. Two: q = 128 * high + low in +-16319; every operation on a byte is then exact in all instruction sets.
+//
+// Tokens are taken in bundles of as many as a kernel multiplies at once, and lie so that it reads them with one pointer: every
+// array is [bundle][...][token of the bundle]. Bundles are full, then halves of halves for the tokens that remain; since all
+// tokens take the same room, a bundle begins where as many tokens as come before it end.
+struct Batch {
+  int64_t tokens;
+  int digits;                // bytes per activation: 1 or 2
+  int64_t width;             // groups * padded
+  int64_t blocks;            // per group
+  const int8_t* q;           // [bundle][quad][token][digit][4 columns], high digit first
+  const float* scale;        // [bundle][group * blocks + block][token]; NaN where an activation is not finite
+  const int32_t* block_sum;  // [bundle][group * blocks + block][token], sum of q
+  const float* group_sum;    // [bundle][group][token], sum of scale * q
+};
+
+static constexpr int64_t granule_of(int bits) { return bits & 1 ? 32 : 16; }
+static constexpr int64_t ceil_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+}  // namespace trimtab

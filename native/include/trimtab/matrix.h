@@ -1,0 +1,43 @@
+// A weight matrix, taken from the tensors of a file and repacked into the kernel layout.
+//
+// Whoever hands in these tensors may have read them from a damaged file: every size is compared with what the numbers next to
+// it demand before the first byte is read. What does not fit is a std::invalid_argument that says which tensor and why.
+#pragma once
+
+#include "trimtab/buffer.h"
+#include "trimtab/layout.h"
+
+namespace trimtab {
+
+// Bytes and how many. Scales are float16 in little-endian order and need not be aligned.
+struct Bytes {
+  const void* data = nullptr;
+  int64_t size = 0;
+};
+
+class Matrix {
+ public:
+  // w = (code - zero) * scale. codes: rows of ceil(in * bits / 8) bytes, a little-endian bit stream; scale: float16
+  // [out, groups]; zero: like codes, groups of them per row, or no data: 2^(bits - 1) everywhere. bits: 2 to 8.
+  static Matrix grouped(Bytes codes, Bytes scale, Bytes zero, int64_t out, int64_t in, int64_t bits, int64_t group);
+
+  // w = offset + sum_j scale_j * plane_j. planes: [planes][out] rows of ceil(in / 8) bytes; scale: float16
+  // [out, groups, planes]; offset: float16 [out, groups]. planes: 1 to 8.
+  static Matrix bitplanes(Bytes planes, Bytes scale, Bytes offset, int64_t out, int64_t in, int64_t count, int64_t group);
+
+  // weight: [out, in] of this type.
+  static Matrix dense(Bytes weight, Store store, int64_t out, int64_t in);
+
+  const Tiles& tiles() const { return tiles_; }
+  int64_t bytes() const { return tiles_.tiles * tiles_.tile_bytes; }  // that one product reads
+
+ private:
+  Matrix() = default;
+  void lay_out_codes(int64_t bits, int64_t parts, Offset offset, int64_t group);
+  void allocate();
+
+  Tiles tiles_{};
+  Buffer memory_;
+};
+
+}  // namespace trimtab

@@ -1,0 +1,60 @@
+// A few threads that are there when the next product comes, microseconds after the last one.
+//
+// Work is handed out in small chunks, claimed one by one, and a job is over when its chunks are done, not when all threads have
+// looked: a thread that the system has put aside delays nobody as long as it holds no chunk. Idle threads spin for some
+// microseconds, because the next product follows at once, and then sleep, because other programs want the core.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+namespace trimtab {
+
+// Cores this process may run on.
+int cores();
+
+class Pool {
+ public:
+  // The one pool of the process. After a fork the child starts with a new one.
+  static Pool& shared();
+
+  // work(begin, end, worker) for all of [0, total) in chunks of at most `chunk`, by at most `threads` threads, the caller being
+  // worker 0. More threads than cores are as many as there are cores. `work` must not throw. If another thread of the program
+  // is using the pool, the caller works alone.
+  template <class Work>
+  void run(int threads, int64_t total, int64_t chunk, Work&& work) {
+    auto call = [](void* context, int64_t begin, int64_t end, int worker) noexcept {
+      (*static_cast<std::remove_reference_t<Work>*>(context))(begin, end, worker);
+    };
+    run_job(threads, Job{call, &work, total, chunk});
+  }
+
+ private:
+  using Call = void (*)(void* context, int64_t begin, int64_t end, int worker) noexcept;
+  struct Job {
+    Call call;
+    void* context;
+    int64_t total, chunk;
+  };
+
+  void run_job(int threads, Job job);
+  void publish(const Job& job, int64_t chunks, int threads);
+  bool claim(int worker);
+  void work(int worker);
+  void sleep(uint64_t seen);
+
+  // epoch << 32 | next chunk. A claim is a compare-and-swap on both, so it fails for anyone who looked at an older job.
+  std::atomic<uint64_t> state_{0};
+  std::atomic<Call> call_{nullptr};
+  std::atomic<void*> context_{nullptr};
+  std::atomic<int64_t> total_{0}, chunk_{0}, chunks_{0}, done_{0};
+  std::atomic<int> limit_{0}, sleepers_{0};
+  int workers_ = 0;
+  std::mutex busy_, mutex_;
+  std::condition_variable wake_;
+};
+
+}  // namespace trimtab

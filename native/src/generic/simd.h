@@ -1,0 +1,153 @@
+// Registers as plain arrays: the specification of the other instruction sets, and what runs where there is no other.
+
+namespace {
+
+constexpr int64_t kPrefetch = 1024;
+constexpr int kTokens = 4, kExactTokens = 4, kTall = 1;
+constexpr bool kInPlace = false;
+
+struct Codes {
+  uint8_t v[64];
+};
+struct Ints {
+  int32_t v[16];
+};
+struct Floats {
+  float v[16];
+};
+
+inline Codes load_codes(const uint8_t* p) {
+  Codes made;
+  __builtin_memcpy(made.v, p, 64);
+  return made;
+}
+inline void store_codes(uint8_t* p, Codes a) { __builtin_memcpy(p, a.v, 64); }
+
+// Bits [From, From + Width) of every byte, moved to bit To.
+template <int Width, int From, int To>
+inline Codes field(Codes a) {
+  for (uint8_t& byte : a.v) byte = static_cast<uint8_t>((byte >> From & ((1 << Width) - 1)) << To);
+  return a;
+}
+inline Codes either(Codes a, Codes b) {
+  for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] | b.v[i]);
+  return a;
+}
+template <int C>
+inline Floats column(Codes a) {
+  Floats made;
+  for (int r = 0; r < 16; ++r) made.v[r] = a.v[4 * r + C];
+  return made;
+}
+
+inline Ints splat_int(int32_t a) {
+  Ints made;
+  for (int32_t& v : made.v) v = a;
+  return made;
+}
+inline Ints operator+(Ints a, Ints b) {
+  for (int r = 0; r < 16; ++r) a.v[r] += b.v[r];
+  return a;
+}
+inline Ints times_128(Ints a) {
+  for (int32_t& v : a.v) v *= 128;
+  return a;
+}
+template <int Shift>
+inline Ints shifted_down(Ints a) {
+  for (int32_t& v : a.v) v >>= Shift;
+  return a;
+}
+inline Floats to_floats(Ints a) {
+  Floats made;
+  for (int r = 0; r < 16; ++r) made.v[r] = static_cast<float>(a.v[r]);
+  return made;
+}
+
+inline Floats splat(float a) {
+  Floats made;
+  for (float& v : made.v) v = a;
+  return made;
+}
+inline Floats zeros() { return splat(0.0f); }
+inline Floats load(const float* p) {
+  Floats made;
+  __builtin_memcpy(made.v, p, 64);
+  return made;
+}
+inline void store(float* p, Floats a) { __builtin_memcpy(p, a.v, 64); }
+inline Floats add(Floats a, Floats b) {
+  for (int r = 0; r < 16; ++r) a.v[r] += b.v[r];
+  return a;
+}
+inline Floats sub(Floats a, Floats b) {
+  for (int r = 0; r < 16; ++r) a.v[r] -= b.v[r];
+  return a;
+}
+inline Floats mul(Floats a, Floats b) {
+  for (int r = 0; r < 16; ++r) a.v[r] *= b.v[r];
+  return a;
+}
+inline Floats fma(Floats a, Floats b, Floats c) {  // two roundings: a fused one would be a call without the instruction
+  for (int r = 0; r < 16; ++r) c.v[r] += a.v[r] * b.v[r];
+  return c;
+}
+inline Floats negated(Floats a) {
+  for (float& v : a.v) v = -v;
+  return a;
+}
+inline Floats from_bytes(const uint8_t* p) {
+  Floats made;
+  for (int r = 0; r < 16; ++r) made.v[r] = p[r];
+  return made;
+}
+inline Floats from_bfloats(const uint8_t* p) {
+  Floats made;
+  for (int r = 0; r < 16; ++r) {
+    const uint32_t bits = static_cast<uint32_t>(p[2 * r] | p[2 * r + 1] << 8) << 16;
+    __builtin_memcpy(&made.v[r], &bits, 4);
+  }
+  return made;
+}
+inline float from_half(uint32_t half) {
+  const uint32_t sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
+  uint32_t bits = (magnitude << 13) + 0x38000000;  // the exponents' biases differ by 112
+  if (magnitude >= 0x7c00) bits = magnitude << 13 | 0x7f800000;
+  float made;
+  __builtin_memcpy(&made, &bits, 4);
+  if (magnitude < 0x400) made = static_cast<float>(magnitude) * 0x1p-24f;  // subnormal: a multiple of the smallest number
+  __builtin_memcpy(&bits, &made, 4);
+  bits |= sign;
+  __builtin_memcpy(&made, &bits, 4);
+  return made;
+}
+inline Floats from_halves(const uint8_t* p) {
+  Floats made;
+  for (int r = 0; r < 16; ++r) made.v[r] = from_half(static_cast<uint32_t>(p[2 * r] | p[2 * r + 1] << 8));
+  return made;
+}
+
+struct Quad {
+  int8_t v[4];
+};
+inline Quad load_quad(const int8_t* p) {
+  Quad made;
+  __builtin_memcpy(made.v, p, 4);
+  return made;
+}
+
+template <int Bits>
+struct Sums {
+  static constexpr int kMostAdds = 1 << 14;
+  static constexpr int32_t kCentre = 0;
+  static constexpr int kChains = 1;
+  Ints sums = splat_int(0);
+
+  void add(Codes codes, Quad q) {
+    for (int r = 0; r < 16; ++r)
+      for (int c = 0; c < 4; ++c) sums.v[r] += codes.v[4 * r + c] * q.v[c];
+  }
+  Ints total() const { return sums; }
+};
+
+}  // namespace

@@ -1,0 +1,115 @@
+#include "trimtab/linear.h"
+
+#include <stdexcept>
+
+#include "trimtab/pool.h"
+
+namespace trimtab {
+namespace {
+
+// Below this many bytes of weights, waking another thread takes longer than the work.
+constexpr int64_t kWorthAThread = 24 << 10;
+
+bool has(const std::string& name) {
+#if defined(TRIMTAB_X86)
+  __builtin_cpu_init();  // answers for what the operating system saves, too
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (name == "avx2") return avx2;
+  if (name == "avx512")
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#endif
+  return name == "scalar";
+}
+
+std::vector<const Kernels*> built() {
+#if defined(TRIMTAB_X86)
+  return {&kScalar, &kAvx2, &kAvx512};
+#else
+  return {&kScalar};
+#endif
+}
+
+// What a caller needs again and again; every calling thread has its own.
+struct Workspace {
+  Buffer batch, scratch;
+};
+
+Workspace& workspace() {
+  thread_local Workspace space;
+  return space;
+}
+
+// A batch for `tokens` tokens in `memory`, its arrays not filled yet.
+Batch lay_out(const Tiles& m, int64_t tokens, int digits, Buffer& memory) {
+  Batch b{};
+  b.tokens = tokens;
+  b.digits = digits;
+  b.width = m.groups * m.padded;
+  b.blocks = ceil_to(m.padded, kBlock) / kBlock;
+  const int64_t q = ceil_to(tokens * digits * b.width, kVector), blocks = ceil_to(tokens * m.groups * b.blocks * 4, kVector);
+  memory.grow(static_cast<std::size_t>(q + 2 * blocks + tokens * m.groups * 4));
+  uint8_t* at = memory.data();
+  b.q = reinterpret_cast<const int8_t*>(at);
+  b.scale = reinterpret_cast<const float*>(at += q);
+  b.block_sum = reinterpret_cast<const int32_t*>(at += blocks);
+  b.group_sum = reinterpret_cast<const float*>(at + blocks);
+  return b;
+}
+
+}  // namespace
+
+int64_t fast_scratch(const Tiles& m, int64_t tokens) {
+  return tokens == 1 ? 0 : ceil_to(kSheaf * m.groups * m.parts * m.padded * kRows, kVector);
+}
+
+int64_t exact_scratch(int64_t tokens) { return ceil_to((tokens + kStrip) * kRows * 4 + kStrip * kRows, kVector); }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* k : built())
+    if (has(k->name)) names.emplace_back(k->name);
+  return names;
+}
+
+const Kernels& kernels(const std::string& name) {
+  const Kernels* found = nullptr;
+  for (const Kernels* k : built())
+    if ((name.empty() || name == k->name) && has(k->name)) found = k;
+  if (found) return *found;
+  std::string known;
+  for (const std::string& other : instruction_sets()) known += (known.empty() ? "" : ", ") + other;
+  throw std::invalid_argument("this processor cannot run '" + name + "' kernels; it has " + known);
+}
+
+void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* bias, float* y, Activations activations,
+            const Kernels& k, int threads) {
+  const Tiles& m = matrix.tiles();
+  if (tokens <= 0) return;
+  if (matrix.bytes() < kWorthAThread && tokens == 1) threads = 1;
+  if (threads < 1) threads = 1;
+  if (threads > cores()) threads = cores();
+  Pool& pool = Pool::shared();
+  Workspace& space = workspace();
+  const bool exact = activations == Activations::exact || m.store != Store::codes;
+  const int64_t each = exact ? exact_scratch(tokens) : fast_scratch(m, tokens);
+  space.scratch.grow(static_cast<std::size_t>(each * threads));
+  uint8_t* const scratch = space.scratch.data();
+  // Small chunks, so that a thread that is held up holds up little; whole sheaves where tiles are unpacked together.
+  int64_t chunk = m.tiles / (threads * 8);
+  if (!exact && tokens > 1) chunk = chunk / kSheaf * kSheaf;
+  if (chunk < 1) chunk = !exact && tokens > 1 ? kSheaf : 1;
+
+  if (exact) {
+    pool.run(threads, m.tiles, chunk, [&](int64_t begin, int64_t end, int worker) {
+      k.exact(m, x, tokens, bias, y, begin, end, scratch + worker * each);
+    });
+    return;
+  }
+  const Batch batch = lay_out(m, tokens, static_cast<int>(activations), space.batch);
+  pool.run(threads, tokens, 1, [&](int64_t begin, int64_t end, int) { k.quantize(m, x, batch, begin, end); });
+  pool.run(threads, m.tiles, chunk,
+           [&](int64_t begin, int64_t end, int worker) { k.fast(m, batch, bias, y, begin, end, scratch + worker * each); });
+}
+
+}  // namespace trimtab

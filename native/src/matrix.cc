@@ -1,0 +1,243 @@
+#include "trimtab/matrix.h"
+
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "trimtab/pool.h"
+
+namespace trimtab {
+namespace {
+
+constexpr int64_t kLargest = int64_t{1} << 31;  // per dimension: beyond any matrix that exists
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high)
+    refuse(std::string(name) + " must be from " + std::to_string(low) + " to " + std::to_string(high) + ", got " +
+           std::to_string(value));
+}
+
+void check_shape(int64_t out, int64_t in) {
+  check_range("out", out, 1, kLargest);
+  check_range("in", in, 1, kLargest);
+}
+
+int64_t groups_of(int64_t in, int64_t group) {
+  check_range("group_size", group, 1, kLargest);
+  if (in % group) refuse("group_size " + std::to_string(group) + " does not divide in=" + std::to_string(in));
+  return in / group;
+}
+
+// The product must fit: dimensions that come from a damaged file may be anything.
+int64_t product(std::initializer_list<int64_t> factors) {
+  int64_t total = 1;
+  for (const int64_t factor : factors)
+    if (__builtin_mul_overflow(total, factor, &total)) refuse("the sizes are larger than any memory; the weight is damaged");
+  return total;
+}
+
+void check_size(const char* name, Bytes given, std::initializer_list<int64_t> factors) {
+  const int64_t expected = product(factors);
+  if (given.size == expected && given.data) return;
+  refuse(std::string(name) + " has " + std::to_string(given.size) + " bytes, its sizes need " + std::to_string(expected) +
+         "; the weight is damaged");
+}
+
+const uint8_t* at(Bytes bytes, int64_t index) { return static_cast<const uint8_t*>(bytes.data) + index; }
+
+int64_t packed_width(int64_t n, int64_t bits) { return (n * bits + 7) / 8; }
+
+// A row of a little-endian bit stream, one code per byte.
+void unpack(const uint8_t* row, int64_t bytes, int bits, int64_t n, uint8_t* codes) {
+  const uint32_t mask = (1u << bits) - 1;
+  uint64_t window = 0;
+  int held = 0;
+  int64_t at = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (held < bits) {
+      for (; held <= 56 && at < bytes; held += 8) window |= uint64_t{row[at++]} << held;
+    }
+    codes[i] = static_cast<uint8_t>(window & mask);
+    window >>= bits;
+    held -= bits;
+  }
+}
+
+// Puts quad number `quad` (4 columns of one row, a byte each) into the vectors of its granule. fields.inc is the reverse.
+void place(uint8_t* granule, int bits, int64_t quad, int64_t row, uint32_t codes) {
+  // `width` bits from bit `from` of every code to bit `to` of the bytes of a vector.
+  auto put = [&](int64_t vector, int width, int from, int64_t to) {
+    uint32_t word;
+    uint8_t* const at = granule + vector * kVector + row * 4;
+    std::memcpy(&word, at, 4);
+    word |= ((codes >> from) & (((1u << width) - 1) * 0x01010101u)) << to;
+    std::memcpy(at, &word, 4);
+  };
+  if (bits == 8) return put(quad, 8, 0, 0);
+  if (bits == 3 && quad < 6) return put(quad / 2, 3, 0, quad % 2 * 3);
+  if (bits == 3) {
+    put((quad - 6) * 2, 2, 0, 6);
+    return put(1, 1, 2, quad);
+  }
+  const int64_t quads = granule_of(bits) / 4;
+  int64_t first = 0;
+  int from = 0;
+  for (int width = 4; width; width /= 2) {
+    if (!(bits & width)) continue;
+    const int64_t each = 8 / width;  // quads per vector
+    put(first + quad / each, width, from, quad % each * width);
+    first += quads / each;
+    from += width;
+  }
+}
+
+struct Repack {
+  const Tiles& tiles;
+  uint8_t* data;
+
+  uint8_t* header(int64_t tile, int64_t group) const {
+    return data + tile * tiles.tile_bytes + group / tiles.super * tiles.header_bytes + group * tiles.parts * tiles.part_bytes -
+           group % tiles.super * tiles.parts * tiles.part_bytes;
+  }
+  uint8_t* codes(int64_t tile, int64_t group, int64_t part) const {
+    return header(tile, group) + tiles.header_bytes + (group % tiles.super * tiles.parts + part) * tiles.part_bytes;
+  }
+  uint8_t* scale(int64_t row, int64_t group, int64_t part) const {
+    return header(row / kRows, group) + ((part * tiles.super + group % tiles.super) * kRows + row % kRows) * 2;
+  }
+  uint8_t* offset(int64_t row, int64_t group, int64_t size) const {
+    return header(row / kRows, group) + tiles.parts * tiles.super * kRows * 2 +
+           (group % tiles.super * kRows + row % kRows) * size;
+  }
+
+  // One row of one part: codes [in].
+  void row(int64_t row, int64_t part, const uint8_t* values) const {
+    const int64_t granule = granule_of(tiles.bits), bytes = granule * 2 * tiles.bits;
+    for (int64_t g = 0; g < tiles.groups; ++g, values += tiles.group) {
+      uint8_t* const to = codes(row / kRows, g, part);
+      for (int64_t c = 0; c < tiles.group; c += 4) {
+        uint32_t four = 0;
+        const int64_t left = tiles.group - c;
+        std::memcpy(&four, values + c, left < 4 ? static_cast<std::size_t>(left) : 4);
+        place(to + c / granule * bytes, tiles.bits, c % granule / 4, row % kRows, four);
+      }
+    }
+  }
+};
+
+// work(row, values) for all rows; values: room for a row of unpacked codes.
+template <class Work>
+void for_each_row(const Tiles& tiles, Work&& work) {
+  const int threads = cores();
+  std::vector<uint8_t> memory(static_cast<std::size_t>(tiles.in * threads));
+  Pool::shared().run(threads, tiles.tiles, 1, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t row = begin * kRows; row < end * kRows && row < tiles.out; ++row) work(row, memory.data() + worker * tiles.in);
+  });
+}
+
+}  // namespace
+
+void Matrix::allocate() {
+  if (tiles_.tile_bytes > std::numeric_limits<int64_t>::max() / 2 / tiles_.tiles) throw std::bad_alloc();
+  memory_ = Buffer(static_cast<std::size_t>(bytes()));
+  tiles_.data = memory_.data();
+}
+
+void Matrix::lay_out_codes(int64_t bits, int64_t parts, Offset offset, int64_t group) {
+  Tiles& t = tiles_;
+  t.store = Store::codes;
+  t.offset = offset;
+  t.bits = static_cast<int>(bits);
+  t.parts = static_cast<int>(parts);
+  t.group = group;
+  t.groups = t.in / group;
+  t.padded = ceil_to(group, granule_of(t.bits));
+  t.super = t.groups < kSuper ? t.groups : kSuper;  // so with more groups than kSuper, always kSuper
+  const int64_t added = offset == Offset::middle ? 0 : offset == Offset::zero ? 1 : 2;
+  t.header_bytes = ceil_to(t.super * kRows * (2 * parts + added), kVector);
+  t.part_bytes = t.padded * 2 * bits;
+  t.tiles = ceil_to(t.out, kRows) / kRows;
+  t.tile_bytes = ceil_to(t.groups, t.super) / t.super * t.header_bytes + t.groups * parts * t.part_bytes;
+  allocate();
+  std::memset(memory_.data(), 0, static_cast<std::size_t>(bytes()));
+}
+
+Matrix Matrix::grouped(Bytes codes, Bytes scale, Bytes zero, int64_t out, int64_t in, int64_t bits, int64_t group) {
+  check_shape(out, in);
+  check_range("bits", bits, 2, 8);
+  const int64_t groups = groups_of(in, group), width = packed_width(in, bits), zeros = packed_width(groups, bits);
+  check_size("codes", codes, {out, width});
+  check_size("scale", scale, {out, groups, 2});
+  if (zero.data) check_size("zero", zero, {out, zeros});
+
+  Matrix made;
+  made.tiles_.out = out;
+  made.tiles_.in = in;
+  made.lay_out_codes(bits, 1, zero.data ? Offset::zero : Offset::middle, group);
+  const Repack to{made.tiles_, made.memory_.data()};
+  for_each_row(made.tiles_, [&](int64_t row, uint8_t* values) {
+    unpack(at(codes, row * width), width, static_cast<int>(bits), in, values);
+    to.row(row, 0, values);
+    if (zero.data) unpack(at(zero, row * zeros), zeros, static_cast<int>(bits), groups, values);
+    for (int64_t g = 0; g < groups; ++g) {
+      std::memcpy(to.scale(row, g, 0), at(scale, (row * groups + g) * 2), 2);
+      if (zero.data) *to.offset(row, g, 1) = values[g];
+    }
+  });
+  return made;
+}
+
+Matrix Matrix::bitplanes(Bytes planes, Bytes scale, Bytes offset, int64_t out, int64_t in, int64_t count, int64_t group) {
+  check_shape(out, in);
+  check_range("planes", count, 1, kMostParts);
+  const int64_t groups = groups_of(in, group), width = packed_width(in, 1);
+  check_size("planes", planes, {count, out, width});
+  check_size("scale", scale, {out, groups, count, 2});
+  check_size("offset", offset, {out, groups, 2});
+
+  Matrix made;
+  made.tiles_.out = out;
+  made.tiles_.in = in;
+  made.lay_out_codes(1, count, Offset::free, group);
+  const Repack to{made.tiles_, made.memory_.data()};
+  for_each_row(made.tiles_, [&](int64_t row, uint8_t* values) {
+    for (int64_t j = 0; j < count; ++j) {
+      unpack(at(planes, (j * out + row) * width), width, 1, in, values);
+      to.row(row, j, values);
+      for (int64_t g = 0; g < groups; ++g) std::memcpy(to.scale(row, g, j), at(scale, ((row * groups + g) * count + j) * 2), 2);
+    }
+    for (int64_t g = 0; g < groups; ++g) std::memcpy(to.offset(row, g, 2), at(offset, (row * groups + g) * 2), 2);
+  });
+  return made;
+}
+
+Matrix Matrix::dense(Bytes weight, Store store, int64_t out, int64_t in) {
+  check_shape(out, in);
+  if (store == Store::codes) refuse("dense holds float32, float16 or bfloat16");
+  const int64_t each = store == Store::float32 ? 4 : 2;
+  check_size("weight", weight, {out, in, each});
+
+  Matrix made;
+  Tiles& t = made.tiles_;
+  t.store = store;
+  t.out = out;
+  t.in = in;
+  t.tiles = ceil_to(out, kRows) / kRows;
+  t.tile_bytes = ceil_to(in * kRows * each, kVector);
+  made.allocate();
+  std::memset(made.memory_.data(), 0, static_cast<std::size_t>(made.bytes()));
+  for_each_row(t, [&](int64_t row, uint8_t*) {
+    const uint8_t* const from = at(weight, row * in * each);
+    uint8_t* const to = made.memory_.data() + row / kRows * t.tile_bytes + row % kRows * each;
+    for (int64_t c = 0; c < in; ++c) std::memcpy(to + c * kRows * each, from + c * each, static_cast<std::size_t>(each));
+  });
+  return made;
+}
+
+}  // namespace trimtab
