@@ -13,6 +13,7 @@ from trimtab.data import text, windows
 from trimtab.host import gguf_import
 from trimtab.host.homegrown import FAMILY, Homegrown
 from trimtab.host.pretrain import Course
+from trimtab.measure import gather
 from trimtab.testing.folders import tiny_folder
 
 LONGEST, MOST = 32, 512  # tokens per window, tokens in all
@@ -48,7 +49,8 @@ def small_world(tiny_model: Path, words: list[str], tmp_path: Path, monkeypatch:
     for name in FAMILY:
         monkeypatch.setitem(FAMILY, name, GROWN)
     monkeypatch.setattr(trimtab.host.compress, "calibration_windows", calibration)
-    monkeypatch.setattr(trimtab.measure, "evaluation_windows", evaluation)
+    for place in (trimtab.measure, gather):
+        monkeypatch.setattr(place, "evaluation_windows", evaluation)
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     here = tmp_path / "here"
     here.mkdir()
