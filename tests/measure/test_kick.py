@@ -117,10 +117,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_arms_of_a_model(toy: None) -> None:
-    base, other = (
-        kick(tiny("llama", seed, vocab_size=len(TOKENIZER), num_hidden_layers=1), TOKENIZER, limit=4, written=2)
-        for seed in (0, 1)
-    )
+    size = {"vocab_size": len(TOKENIZER), "num_hidden_layers": 1, "max_position_embeddings": 512}
+    models = (tiny("llama", seed, **size) for seed in (0, 1))
+    base, other = (kick(model, TOKENIZER, limit=4, written=2) for model in models)
     assert list(base.items) == ["kick:closed", "kick:open", "kick:closed-choice", "kick:open-choice"]
     assert base.items[CLOSED].ids == base.items[OPEN].ids == other.items[OPEN].ids
     assert len(base.items[CLOSED]) == 4
