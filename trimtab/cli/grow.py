@@ -97,11 +97,12 @@ def _list(json: bool) -> None:
     if json:
         show.as_json(entries)
         return
-    rows = [
-        (e["model"], f"{e['parameters']:,}", f"{e['tokens']:,}", e["folder"] or f"about {e['minutes']:.1f} minutes")
-        for e in entries
-    ]
+    rows = [(e["model"], f"{e['parameters']:,}", f"{e['tokens']:,}", e["folder"] or _duration(e["minutes"])) for e in entries]
     show.table(("model", "parameters", "tokens", "where, or how long it takes"), rows, right=(1, 2))
+
+
+def _duration(minutes: float) -> str:
+    return f"about {minutes:.1f} minutes" if minutes else "seconds"
 
 
 def _entry(wanted: "Named") -> dict[str, Any]:
