@@ -121,6 +121,7 @@ def _ground(setting: Setting, known: dict[tuple[str, ...], Ground | TrimtabError
 def _run(ready: Sequence[Ready], heard: Callable[[Outcome], None], jobs: int, watch: Watcher, loud: bool) -> None:
     # Threads that wait by spinning take the cores from the other children.
     variables = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), "OMP_WAIT_POLICY": "PASSIVE"}
+    variables["TRIMTAB_KERNELS"] = "0"  # sides are measured with the matrices that formats define
     asked = [task_of(one.task.method, one.task.claim.name, one.task.setting, one.ground) for one in ready]
     tally = _Tally(ready, watch)
     with running(WORKER, asked, jobs, variables, loud) as said:
