@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("trimtab", "torch", "transformers")
 
 
@@ -35,6 +33,9 @@ def commit() -> str:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on, without names."""
+    # Here, because folders are checked with this module before anything heavy is imported.
+    import torch
+
     return {
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cores": torch.get_num_threads(),
