@@ -122,16 +122,20 @@ def open_voice(model: str, engine: str, threads: int | None, dtype: str | None =
     asked = next((name for name, value in (("--dtype", dtype), ("--device", device)) if value is not None), "")
     if engine == "native" and asked:
         raise UsageError(f"{asked} belongs to the torch engine; leave it out, or ask with --engine torch")
+    why = ""
     if engine != "torch" and not asked:
         try:
             return Native(folder_of(model), threads)
         except Unsupported as error:
             if engine == "native":
                 raise
-            complain(f"{error}; transformers' generate answers instead", "note: ")
+            why = str(error)
     from trimtab.cli.options import device_of, dtype_of
 
-    return Torch(model, threads, {"device": device_of(device), "dtype": dtype_of(dtype)})
+    voice = Torch(model, threads, {"device": device_of(device), "dtype": dtype_of(dtype)})
+    if why:  # now that it is true
+        complain(f"{why}; transformers' generate answers instead", "note: ")
+    return voice
 
 
 def folder_of(model: str) -> Path:
