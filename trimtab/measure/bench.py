@@ -5,6 +5,7 @@ which takes turns with it: a machine that other programs use slows both. The nat
 speed is looked at.
 """
 
+import ast
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +31,7 @@ SAME_TOP = 0.99  # of positions
 PERPLEXITY = 0.002  # relative difference
 PROMPT = 16  # tokens before those that are decoded
 READ = 1 << 28  # bytes, several times most caches
-WORDS = """The lighthouse keeper counted the ships that passed each evening and wrote their names into a book with a green cover.
-In spring there were few of them, because the ice broke late, but by the middle of June he needed a new page every day. A ship
-that carried timber sat low in the water and was slow to answer its rudder; one that came back empty rolled even in a light wind.
-He had learned to tell them apart from the sound of their engines. When the fog came in, and it came in most nights before the
-harvest, the sound was all there was: a dull beat somewhere to the west, then nothing, then the same beat again, closer. He would
-light the second lamp, start the horn, and wait. Nobody had thanked him for it in eleven years, and he did not expect that
-anybody would. What he wanted was to be able to write down the name."""
+ROWS = 64  # of logits that are made float64 at a time
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,15 @@ def words(folder: Path, count: int, vocabulary: int) -> list[int]:
     from trimtab.runtime.text import Text
 
     if (folder / "tokenizer.json").exists():
-        return Text.open(folder).encode(WORDS)[:count]
+        return Text.open(folder).encode(_english())[:count]
     return np.random.default_rng(0).integers(0, vocabulary, count).tolist()
+
+
+def _english() -> str:
+    """A text that is always there: what the files of this package say of themselves."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    said = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for file in files)
+    return "\n\n".join(text for text in said if text)
 
 
 @torch.inference_mode()
@@ -80,16 +82,18 @@ def gate(runtime: "Runtime", model: PreTrainedModel, ids: Sequence[int]) -> Gate
         raise TrimtabError("the gate needs two tokens to compare; this model's context or vocabulary leaves fewer")
     half, session = len(ids) // 2, runtime.session()
     rows = [*session.prefill(list(ids[:half]), every=True), *(np.array(session.step(id)) for id in ids[half:])]
-    ours = torch.from_numpy(np.stack(rows)).double()
-    theirs = model(input_ids=torch.tensor([list(ids)])).logits[0].double()
+    ours = torch.from_numpy(np.stack(rows))
+    theirs = model(input_ids=torch.tensor([list(ids)])).logits[0].float()
     same = float((ours.argmax(-1) == theirs.argmax(-1)).double().mean())
     perplexity = _perplexity(ours, ids), _perplexity(theirs, ids)
     return Gate(len(ids), same, perplexity, _red(same, *perplexity))
 
 
 def _perplexity(logits: torch.Tensor, ids: Sequence[int]) -> float:
-    """logits [length, vocabulary] float64."""
-    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]))
+    """logits [length, vocabulary] float32."""
+    pairs = zip(logits[:-1].split(ROWS), torch.tensor(ids[1:]).split(ROWS), strict=True)
+    losses = torch.cat([torch.nn.functional.cross_entropy(rows.double(), wanted, reduction="none") for rows, wanted in pairs])
+    loss = losses.mean()
     return math.exp(min(float(loss), 700.0)) if loss.isfinite() else math.nan
 
 
