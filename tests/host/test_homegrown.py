@@ -157,7 +157,7 @@ def test_a_tuned_model_goes_on_from_the_trained_one(small_world):
     (tuned, tokenizer), (base, _) = load(grow(wanted, phases.append)), load(grow(named("own-2m")))
     assert [now.total for now in phases if now.phase == "train"] == [10] * 10 + [4] * 4
     assert visible(small_world) == sorted(named(name).place.name for name in ("own-2m", "own-2m-tuned"))
-    moved = [float((a - b).abs().max()) for a, b in zip(tuned.parameters(), base.parameters(), strict=True)]
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(tuned.parameters(), base.parameters(), strict=True)]
     assert 0 < max(moved) < 4.1 * 1e-3  # AdamW moves a weight by about the learning rate in a step, at most
     assert tokenizer is not None
     assert history(wanted.place) == f"{history(grow(named('own-2m')))}; then trained on, on 128 tokens of asset:gsm8k"
