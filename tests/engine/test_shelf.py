@@ -134,6 +134,24 @@ def test_an_error_brings_everything_back(used):
     assert not any(block._forward_hooks for block in Anatomy.of(model).blocks)
 
 
+@linux
+def test_stopped_on_the_way_brings_everything_back(used, monkeypatch):
+    put_away, left = shelf._filed, [None] * 5
+
+    def interrupted(tensor, folder):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return put_away(tensor, folder)
+
+    monkeypatch.setattr(shelf, "_filed", interrupted)
+    model = tiny("llama")
+    with pytest.raises(KeyboardInterrupt), Shelf(Anatomy.of(model)):
+        pass
+    assert mapped(used) == []
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
 def test_a_full_disk_means_that_tensors_stay(used, monkeypatch):
     def refuse(tensor, folder):
         raise OSError(28, "No space left on device")

@@ -47,7 +47,11 @@ class Shelf:
         self.folder = _folder(sum(t.nbytes for t in _tensors(anatomy.model))) if use else None
 
     def __enter__(self) -> Self:
-        self._put([self.anatomy.model])
+        try:
+            self._put([self.anatomy.model])
+        except BaseException:  # stopped on the way
+            self._take(list(self.away.values()))
+            raise
         self.hooks = [block.register_forward_hook(self._ran) for block in self.anatomy.blocks] if self.away else []
         return self
 
