@@ -133,13 +133,14 @@ def _filed(tensor: Tensor, folder: Path) -> Tensor:
     handle, name = tempfile.mkstemp(prefix="trimtab-", dir=folder)
     try:
         with open(handle, "wb") as file:  # written, not copied into the mapping: a full disk is then an error, not a signal
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         storage = torch.UntypedStorage.from_file(name, True, tensor.nbytes)
     except RuntimeError as error:  # the system maps no more files
         raise OSError(f"{name} cannot be mapped: {error}") from error
     finally:
         os.unlink(name)
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())
+    made: Tensor = torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride())  # type: ignore[arg-type]
+    return made
 
 
 def _let_go(mapped: Tensor) -> None:
