@@ -122,7 +122,7 @@ def encoded(values: Tensor, kind: "gguf.GGMLQuantizationType") -> NDArray[np.gen
 
 def decoded(stored: NDArray[np.generic], kind: "gguf.GGMLQuantizationType") -> Tensor:
     """float32, as every reader computes it."""
-    return torch.from_numpy(np.ascontiguousarray(gguf.quants.dequantize(stored, kind), dtype=np.float32))
+    return torch.from_numpy(np.array(gguf.quants.dequantize(stored, kind), dtype=np.float32))
 
 
 def _nibbles(numbers: Tensor, fifth: bool) -> list[Bytes]:
