@@ -134,8 +134,9 @@ def test_a_compressed_tensors_folder_says_what_is_where(tmp_path):
     named = {target: group["weights"] for group in groups for target in group["targets"]}
     assert len(named) == 14
     assert named["model.layers.1.self_attn.k_proj"]["num_bits"] == 8
-    assert named["model.layers.0.mlp.down_proj"] | {"num_bits": 4, "group_size": 64, "symmetric": False} == (
-        named["model.layers.0.mlp.down_proj"]
+    assert (
+        named["model.layers.0.mlp.down_proj"] | {"num_bits": 4, "group_size": 64, "symmetric": False}
+        == (named["model.layers.0.mlp.down_proj"])
     )
     stored = load_file(tmp_path / "model.safetensors")
     assert stored["model.layers.0.mlp.down_proj.weight_scale"].dtype == torch.float16
@@ -162,7 +163,11 @@ def test_plain_matrices_hold_every_value(dtype, tmp_path):
 
 def test_rounding_that_was_asked_for_is_measured(tmp_path: Path):
     contents = contents_of(packed_model(lambda path: summed if path.endswith("o_proj") else None))
-    for target, name, kind in ((to_gguf, "q8_0", "Q8_0"), (compressed_tensors, "bfloat16", "bfloat16"), (plain, "bfloat16", None)):
+    for target, name, kind in (
+        (to_gguf, "q8_0", "Q8_0"),
+        (compressed_tensors, "bfloat16", "bfloat16"),
+        (plain, "bfloat16", None),
+    ):
         entries = {entry.name: entry for entry in target.plan(contents, name)}
         entry = entries["model.layers.0.self_attn.o_proj.weight"]
         if kind is None:  # float32 is the model's own, and holds them

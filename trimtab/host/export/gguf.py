@@ -142,9 +142,7 @@ def _why(value: Value) -> str:
     return "code - zero exceeds 8 bits"
 
 
-def _checked(
-    entry: Entry, value: Value, order: Tensor | None, kind: "gguf.GGMLQuantizationType"
-) -> "NDArray[np.generic]":
+def _checked(entry: Entry, value: Value, order: Tensor | None, kind: "gguf.GGMLQuantizationType") -> "NDArray[np.generic]":
     """What is written, after it was read back."""
     values = dense(value).float()
     values = values if order is None else values[order]

@@ -56,7 +56,8 @@ def _asks_smollm3(config: Any) -> list[tuple[bool, str]]:
 class Family:
     """arch: llama.cpp's name. turned: rows of queries and keys change places. one_added: gains are stored plus one.
 
-    stock: whether transformers reads the whole of it from GGUF. keys: writes what else the graph asks for. asks: what its graph takes for granted, as (whether it holds, what it is).
+    stock: whether transformers reads the whole of it from GGUF. keys: writes what else the graph asks for. asks: what its graph
+    takes for granted, as (whether it holds, what it is).
     """
 
     arch: gguf.MODEL_ARCH

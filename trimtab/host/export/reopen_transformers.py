@@ -3,8 +3,8 @@
 Run as a file: one line of JSON on stdin, {"folder", "gguf" (a file name, or null), "ids" (lists of token ids), "told",
 "logits" (a path)}. Writes float32 [tokens, vocabulary] of all prompts, one after the other, and answers {"opened_by"} on stdout.
 
-It does not take every family from GGUF, nor every size of those it takes. There `told` holds the config, the model's name of every
-tensor, which rows changed places and which gains have one added, and the `gguf` package reads the values.
+It does not take every family from GGUF, nor every size of those it takes. There `told` holds the config, the model's name of
+every tensor, which rows changed places and which gains have one added, and the `gguf` package reads the values.
 
 transformers does not read zero points that compressed-tensors has packed (5.23 with 0.20); there each matrix is unpacked by
 that package's own decompressor, and the model is loaded with the result.

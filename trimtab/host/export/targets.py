@@ -14,8 +14,8 @@ from trimtab.host.export.contents import Contents, Entry
 class Target:
     """plan: one entry per tensor, for the format that may be rounded to (or None). write: files into a folder.
 
-    remarks: what readers ask for beyond the format. requantize: what may be rounded to. reading: what a reader is told beside the files. package: what has to be installed
-    for the export to be opened again. file: of a model that is one file.
+    requantize: what may be rounded to. remarks: what readers ask for beyond the format. reading: what a reader is told beside
+    the files. package: what has to be installed for the export to be opened again. file: of a model that is one file.
     """
 
     plan: Callable[[Contents, str | None], list[Entry]]
