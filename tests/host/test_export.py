@@ -262,7 +262,9 @@ def test_llamacpp_reads_text_as_the_tokenizer_does(folder, tmp_path, monkeypatch
 @pytest.mark.real
 @needs_llama
 def test_llamacpp_goes_on_with_the_same_words(tmp_path, monkeypatch):
+    """In float32: with block formats it rounds activations, and goes another way where two tokens are close."""
     monkeypatch.setattr(reopen, "llama_python", llama_python)
+    monkeypatch.setattr(gguf, "_kind", lambda value, values: gguf.Kind.F32)
     source = resolve_model("asset:smollm2-135m")
     export(source, "gguf", tmp_path / "out")
     model, tokenizer = load(source)
