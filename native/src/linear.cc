@@ -1,5 +1,6 @@
 #include "trimtab/linear.h"
 
+#include <cstring>
 #include <stdexcept>
 
 #include "trimtab/pool.h"
@@ -45,6 +46,14 @@ Batch lay_out(const Tiles& m, int64_t tokens, int digits, Buffer& memory) {
   Batch b{};
   b.tokens = tokens;
   b.digits = digits;
+  if (m.store == Store::bfloat16) {
+    b.width = ceil_to(m.in, 2);
+    const int64_t whole = tokens / kVector * kVector;  // kVector is a multiple of any bundle
+    memory.grow(static_cast<std::size_t>((whole + kVector) * b.width * 2));
+    std::memset(memory.data() + whole * b.width * 2, 0, static_cast<std::size_t>(kVector * b.width * 2));
+    b.q = reinterpret_cast<const int8_t*>(memory.data());
+    return b;
+  }
   b.width = m.groups * m.padded;
   b.blocks = ceil_to(m.padded, kBlock) / kBlock;
   const int64_t q = ceil_to(tokens * digits * b.width, kVector), blocks = ceil_to(tokens * m.groups * b.blocks * 4, kVector);
@@ -57,10 +66,33 @@ Batch lay_out(const Tiles& m, int64_t tokens, int digits, Buffer& memory) {
   return b;
 }
 
+// Whether this product can be taken from bfloat16 activations without rounding them.
+bool as_bfloats(const Tiles& m, const float* x, int64_t tokens, const Kernels& k) {
+#if defined(TRIMTAB_X86)
+  if (m.store != Store::bfloat16 || tokens < 2 || m.tiles < 3) return false;
+  if (!k.bfloats || !__builtin_cpu_supports("avx512bf16")) return false;
+  for (int64_t t = 0; t < tokens; ++t) {
+    uint32_t lost = 0;
+    for (int64_t i = 0; i < m.in; ++i) {
+      uint32_t word;
+      std::memcpy(&word, x + t * m.in + i, 4);
+      lost |= word & 0xffff;
+    }
+    if (lost) return false;
+  }
+  return true;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 int64_t fast_scratch(const Tiles& m, int64_t tokens) {
-  return tokens == 1 ? 0 : ceil_to(kSheaf * m.groups * m.parts * m.padded * kRows, kVector);
+  if (tokens == 1) return 0;
+  if (m.store != Store::codes) return kSheaf * kRows * ceil_to(tokens < kFlock ? tokens : kFlock, kVector) * 4;
+  const int64_t groups = panel_groups(m) < m.groups ? panel_groups(m) : m.groups;
+  return kSheaf * kRows * (groups * m.parts * m.padded + (tokens < kFlock ? tokens : kFlock) * 4);
 }
 
 int64_t exact_scratch(int64_t tokens) { return ceil_to((tokens + kStrip) * kRows * 4 + kStrip * kRows, kVector); }
@@ -91,7 +123,7 @@ void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* b
   if (threads > cores()) threads = cores();
   Pool& pool = Pool::shared();
   Workspace& space = workspace();
-  const bool exact = activations == Activations::exact || m.store != Store::codes;
+  const bool exact = m.store == Store::codes ? activations == Activations::exact : !as_bfloats(m, x, tokens, k);
   const int64_t each = exact ? exact_scratch(tokens) : fast_scratch(m, tokens);
   space.scratch.grow(static_cast<std::size_t>(each * threads));
   uint8_t* const scratch = space.scratch.data();

@@ -234,8 +234,11 @@ Matrix Matrix::dense(Bytes weight, Store store, int64_t out, int64_t in) {
   std::memset(made.memory_.data(), 0, static_cast<std::size_t>(made.bytes()));
   for_each_row(t, [&](int64_t row, uint8_t*) {
     const uint8_t* const from = at(weight, row * in * each);
-    uint8_t* const to = made.memory_.data() + row / kRows * t.tile_bytes + row % kRows * each;
-    for (int64_t c = 0; c < in; ++c) std::memcpy(to + c * kRows * each, from + c * each, static_cast<std::size_t>(each));
+    uint8_t* const to = made.memory_.data() + row / kRows * t.tile_bytes;
+    for (int64_t c = 0; c < in; ++c) {
+      const int64_t paired = c / 2 * kVector + row % kRows * 4 + c % 2 * 2, plain = (c * kRows + row % kRows) * each;
+      std::memcpy(to + (store == Store::bfloat16 ? paired : plain), from + c * each, static_cast<std::size_t>(each));
+    }
   });
   return made;
 }

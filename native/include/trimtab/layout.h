@@ -14,6 +14,8 @@
 //   super    up to 4 groups. Their scales and offsets stand in a header in front of their codes, so that everything is read
 //            in one forward stream and every vector is aligned.
 //
+// Plain matrices lie in the same tiles, column by column; bfloat16 in pairs of columns, byte 4 * row + 2 * column of a vector.
+//
 // Everything below is plain data without member functions: files compiled for different instruction sets share it, and an
 // inline function compiled for the wrong one must not be what the linker keeps.
 #pragma once
@@ -28,7 +30,9 @@ constexpr int64_t kVector = 64;  // bytes
 constexpr int64_t kBlock = 64;   // activations that share a scale, at most
 constexpr int64_t kSuper = 4;    // groups that share a header, at most
 constexpr int64_t kStrip = 256;  // columns that are unpacked to floats at a time
-constexpr int64_t kSheaf = 4;    // tiles that are unpacked together where there are many tokens
+constexpr int64_t kSheaf = 6;    // tiles that are unpacked together where there are many tokens
+constexpr int64_t kPanel = 256;  // columns of them, about: what stays in the first cache
+constexpr int64_t kFlock = 256;  // tokens that pass while they are unpacked
 constexpr int kMostParts = 8;
 
 enum class Store : int { codes, float32, float16, bfloat16 };
@@ -66,13 +70,17 @@ struct Batch {
   int digits;                // bytes per activation: 1 or 2
   int64_t width;             // groups * padded
   int64_t blocks;            // per group
-  const int8_t* q;           // [bundle][quad][token][digit][4 columns], high digit first
+  const int8_t* q;           // [bundle][quad][digit][token][4 columns], high digit first
   const float* scale;        // [bundle][group * blocks + block][token]; NaN where an activation is not finite
   const int32_t* block_sum;  // [bundle][group * blocks + block][token], sum of q
   const float* group_sum;    // [bundle][group][token], sum of scale * q
 };
 
 static constexpr int64_t granule_of(int bits) { return bits & 1 ? 32 : 16; }
+// Of a panel: whole groups, and at least one.
+static constexpr int64_t panel_groups(const Tiles& m) {
+  return m.parts * m.padded >= kPanel ? 1 : kPanel / (m.parts * m.padded);
+}
 static constexpr int64_t ceil_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 }  // namespace trimtab

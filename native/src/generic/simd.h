@@ -4,6 +4,7 @@ namespace {
 
 constexpr int64_t kPrefetch = 1024;
 constexpr int kTokens = 4, kExactTokens = 4, kTall = 1;
+constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
 
 struct Codes {
@@ -101,13 +102,14 @@ inline Floats from_bytes(const uint8_t* p) {
   for (int r = 0; r < 16; ++r) made.v[r] = p[r];
   return made;
 }
-inline Floats from_bfloats(const uint8_t* p) {
-  Floats made;
+// Two columns: 16 rows x 2 bfloat16.
+inline void from_bfloats(const uint8_t* p, Floats& first, Floats& second) {
   for (int r = 0; r < 16; ++r) {
-    const uint32_t bits = static_cast<uint32_t>(p[2 * r] | p[2 * r + 1] << 8) << 16;
-    __builtin_memcpy(&made.v[r], &bits, 4);
+    const uint32_t low = static_cast<uint32_t>(p[4 * r] | p[4 * r + 1] << 8) << 16;
+    const uint32_t high = static_cast<uint32_t>(p[4 * r + 2] | p[4 * r + 3] << 8) << 16;
+    __builtin_memcpy(&first.v[r], &low, 4);
+    __builtin_memcpy(&second.v[r], &high, 4);
   }
-  return made;
 }
 inline float from_half(uint32_t half) {
   const uint32_t sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
@@ -141,13 +143,18 @@ struct Sums {
   static constexpr int kMostAdds = 1 << 14;
   static constexpr int32_t kCentre = 0;
   static constexpr int kChains = 1;
-  Ints sums = splat_int(0);
+  Ints sums;
 
+  void clear() { sums = splat_int(0); }
   void add(Codes codes, Quad q) {
     for (int r = 0; r < 16; ++r)
       for (int c = 0; c < 4; ++c) sums.v[r] += codes.v[4 * r + c] * q.v[c];
   }
   Ints total() const { return sums; }
 };
+
+// Never called: there is no kTallDots.
+template <int Digits>
+void tall_dots(const uint8_t*, int64_t, int64_t, const int8_t*, Ints*);
 
 }  // namespace
