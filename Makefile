@@ -2,11 +2,12 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+LLAMA_CPP ?= llama-cpp-python==0.3.36
 ARGS ?=
 NATIVE := $(shell find native -type f -not -path '*/build/*' 2>/dev/null)
 CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
 
-.PHONY: demo test claims bench docs native native-test clean
+.PHONY: demo test claims bench peers docs native native-test clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +15,7 @@ help:
 	@echo "make test    style, types and tests (minutes)"
 	@echo "make claims  run the claims that have no result by the present code, append to claims/ledger.jsonl (hours)"
 	@echo "make bench   passes against a peer, appended to benchmarks/results.jsonl (about an hour)"
+	@echo "make peers   what benchmarks/runtime.py compares with: llama.cpp, built twice (20 minutes on 2 cores)"
 	@echo "make docs    write the generated pages again"
 	@echo "make native  the compiled kernels, where there is a C++ compiler (a minute)"
 	@echo "make native-test  their C++ tests with sanitizers (minutes)"
@@ -56,8 +58,18 @@ claims: .venv/ready
 bench: .venv/native
 	$(BIN)/python benchmarks/passes.py $(ARGS)
 
+# llama.cpp, built here by the compiler that is here: for this processor, and once more without AVX-512.
+peers: .runtime-venv/ready .runtime-venv-avx2/ready
+.runtime-venv/ready: LLAMA := -DGGML_NATIVE=ON
+.runtime-venv-avx2/ready: LLAMA := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF
+.runtime-venv/ready .runtime-venv-avx2/ready:
+	$(PYTHON) -m venv $(@D)
+	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="$(LLAMA) -DLLAVA_BUILD=OFF" $(@D)/bin/python -m pip install --quiet \
+		--no-cache-dir --no-binary llama-cpp-python "$(LLAMA_CPP)"
+	touch $@
+
 docs: .venv/ready
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv .bench-venv build dist *.egg-info
+	rm -rf .venv .bench-venv .runtime-venv .runtime-venv-avx2 build dist *.egg-info

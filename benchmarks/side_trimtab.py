@@ -95,7 +95,7 @@ def evaluate(given: argparse.Namespace) -> dict[str, Any]:
 
 def _bound(anatomy: Any, tokens: int, gram: bool) -> dict[str, int]:
     """Bytes that a sweep is designed to hold: weights as stored, a block in float32, its statistics, the activations."""
-    from trimtab.engine.plan import tensors
+    from trimtab.engine.storage import tensors
 
     inputs = [[stage[0].shape[1] for stage in anatomy.stages(block)] for block in range(len(anatomy.blocks))]
     return {

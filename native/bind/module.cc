@@ -17,6 +17,8 @@
 namespace nb = nanobind;
 using namespace trimtab;
 
+void bind_session(nb::module_& module);
+
 namespace {
 
 using Flat = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -41,15 +43,25 @@ Matrix bitplanes(const Flat& planes, const Flat& scale, const Flat& offset, int6
   return Matrix::bitplanes(p, s, o, out, in, count, group_size);
 }
 
+Store plain(const std::string& dtype) {
+  if (dtype == "float32") return Store::float32;
+  if (dtype == "float16") return Store::float16;
+  if (dtype == "bfloat16") return Store::bfloat16;
+  throw std::invalid_argument("dense holds float32, float16 or bfloat16, got " + dtype);
+}
+
 Matrix dense(const Flat& weight, const std::string& dtype, int64_t out, int64_t in) {
   const Bytes w = bytes(weight);
-  const Store store = dtype == "float32"   ? Store::float32
-                      : dtype == "float16" ? Store::float16
-                      : dtype == "bfloat16"
-                          ? Store::bfloat16
-                          : throw std::invalid_argument("dense holds float32, float16 or bfloat16, got " + dtype);
+  const Store store = plain(dtype);
   const nb::gil_scoped_release unlocked;
   return Matrix::dense(w, store, out, in);
+}
+
+Matrix rounded(const Flat& weight, const std::string& dtype, int64_t out, int64_t in, int64_t bits, int64_t group_size) {
+  const Bytes w = bytes(weight);
+  const Store store = plain(dtype);
+  const nb::gil_scoped_release unlocked;
+  return Matrix::rounded(w, store, out, in, bits, group_size);
 }
 
 std::string shape(const char* name, std::size_t rows, std::size_t columns) {
@@ -111,6 +123,8 @@ NB_MODULE(trimtab_native, module) {
       .def_static("bitplanes", bitplanes, nb::arg("planes").noconvert(), nb::arg("scale").noconvert(),
                   nb::arg("offset").noconvert(), nb::arg("out"), nb::arg("inputs"), nb::arg("count"), nb::arg("group_size"))
       .def_static("dense", dense, nb::arg("weight").noconvert(), nb::arg("dtype"), nb::arg("out"), nb::arg("inputs"))
+      .def_static("rounded", rounded, nb::arg("weight").noconvert(), nb::arg("dtype"), nb::arg("out"), nb::arg("inputs"),
+                  nb::arg("bits"), nb::arg("group_size"))
       .def_prop_ro("shape", [](const Matrix& m) { return nb::make_tuple(m.tiles().out, m.tiles().in); })
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def_prop_ro("kind", kind);
@@ -119,4 +133,5 @@ NB_MODULE(trimtab_native, module) {
   module.def("read", read_buffer, nb::arg("buffer").noconvert(), nb::arg("instructions"), nb::arg("threads"));
   module.def("instruction_sets", instruction_sets);
   module.def("cores", cores);
+  bind_session(module);
 }

@@ -41,8 +41,16 @@ Workspace& workspace() {
   return space;
 }
 
-// A batch for `tokens` tokens in `memory`, its arrays not filled yet.
-Batch lay_out(const Tiles& m, int64_t tokens, int digits, Buffer& memory) {
+struct Parts {
+  int64_t q, blocks, groups;  // bytes
+
+  Parts(const Batch& b, int64_t groups)
+      : q(ceil_to(b.tokens * b.digits * b.width, kVector)),
+        blocks(ceil_to(b.tokens * groups * b.blocks * 4, kVector)),
+        groups(ceil_to(b.tokens * groups * 4, kVector)) {}
+};
+
+Batch sized(const Tiles& m, int64_t tokens, int digits) {
   Batch b{};
   b.tokens = tokens;
   b.digits = digits;
@@ -56,13 +64,6 @@ Batch lay_out(const Tiles& m, int64_t tokens, int digits, Buffer& memory) {
   }
   b.width = m.groups * m.padded;
   b.blocks = ceil_to(m.padded, kBlock) / kBlock;
-  const int64_t q = ceil_to(tokens * digits * b.width, kVector), blocks = ceil_to(tokens * m.groups * b.blocks * 4, kVector);
-  memory.grow(static_cast<std::size_t>(q + 2 * blocks + tokens * m.groups * 4));
-  uint8_t* at = memory.data();
-  b.q = reinterpret_cast<const int8_t*>(at);
-  b.scale = reinterpret_cast<const float*>(at += q);
-  b.block_sum = reinterpret_cast<const int32_t*>(at += blocks);
-  b.group_sum = reinterpret_cast<const float*>(at + blocks);
   return b;
 }
 
@@ -95,6 +96,21 @@ int64_t fast_scratch(const Tiles& m, int64_t tokens) {
   return kSheaf * kRows * (groups * m.parts * m.padded + (tokens < kFlock ? tokens : kFlock) * 4);
 }
 
+int64_t batch_bytes(const Tiles& m, int64_t tokens, int digits) {
+  const Parts parts(sized(m, tokens, digits), m.groups);
+  return parts.q + 2 * parts.blocks + parts.groups;
+}
+
+Batch lay_out(const Tiles& m, int64_t tokens, int digits, uint8_t* memory) {
+  Batch b = sized(m, tokens, digits);
+  const Parts parts(b, m.groups);
+  b.q = reinterpret_cast<const int8_t*>(memory);
+  b.scale = reinterpret_cast<const float*>(memory += parts.q);
+  b.block_sum = reinterpret_cast<const int32_t*>(memory += parts.blocks);
+  b.group_sum = reinterpret_cast<const float*>(memory + parts.blocks);
+  return b;
+}
+
 int64_t exact_scratch(int64_t tokens) { return ceil_to((tokens + kStrip) * kRows * 4 + kStrip * kRows, kVector); }
 
 std::vector<std::string> instruction_sets() {
@@ -112,6 +128,14 @@ const Kernels& kernels(const std::string& name) {
   std::string known;
   for (const std::string& other : instruction_sets()) known += (known.empty() ? "" : ", ") + other;
   throw std::invalid_argument("this processor cannot run '" + name + "' kernels; it has " + known);
+}
+
+const Functions& functions([[maybe_unused]] const Kernels& kernels) {
+#if defined(TRIMTAB_X86)
+  if (&kernels == &kAvx512) return kAvx512Functions;
+  if (&kernels == &kAvx2) return kAvx2Functions;
+#endif
+  return kScalarFunctions;
 }
 
 void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* bias, float* y, Activations activations,
@@ -138,7 +162,9 @@ void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* b
     });
     return;
   }
-  const Batch batch = lay_out(m, tokens, static_cast<int>(activations), space.batch);
+  const int digits = static_cast<int>(activations);
+  space.batch.grow(static_cast<std::size_t>(batch_bytes(m, tokens, digits)));
+  const Batch batch = lay_out(m, tokens, digits, space.batch.data());
   pool.run(threads, tokens, 1, [&](int64_t begin, int64_t end, int) { k.quantize(m, x, batch, begin, end); });
   pool.run(threads, m.tiles, chunk,
            [&](int64_t begin, int64_t end, int worker) { k.fast(m, batch, bias, y, begin, end, scratch + worker * each); });

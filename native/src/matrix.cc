@@ -1,5 +1,8 @@
 #include "trimtab/matrix.h"
 
+#include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstring>
 #include <initializer_list>
 #include <limits>
@@ -97,6 +100,44 @@ void place(uint8_t* granule, int bits, int64_t quad, int64_t row, uint32_t codes
   }
 }
 
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+float number(uint32_t bits) {
+  float made;
+  std::memcpy(&made, &bits, 4);
+  return made;
+}
+
+// What is too small for a normal number counts as 0.
+float from_half(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16, size = half & 0x7fffu;
+  if (size < 0x400u) return number(sign);
+  return number(sign | (size >= 0x7c00u ? size << 13 | 0x7f800000u : (size << 13) + 0x38000000u));
+}
+
+// To the nearest; beyond the range, to its end.
+uint16_t to_half(float x) {
+  const uint32_t sign = bits_of(x) >> 16 & 0x8000u, size = bits_of(x) & 0x7fffffffu;
+  if (size < 0x38800000u) return static_cast<uint16_t>(sign);
+  const uint32_t rounded = (size + 0xfffu + (size >> 13 & 1u) - 0x38000000u) >> 13;
+  return static_cast<uint16_t>(sign | std::min(rounded, 0x7bffu));
+}
+
+float stored(const uint8_t* from, int64_t index, Store store) {
+  if (store == Store::float32) {
+    uint32_t word;
+    std::memcpy(&word, from + 4 * index, 4);
+    return number(word);
+  }
+  uint16_t half;
+  std::memcpy(&half, from + 2 * index, 2);
+  return store == Store::bfloat16 ? number(uint32_t{half} << 16) : from_half(half);
+}
+
 struct Repack {
   const Tiles& tiles;
   uint8_t* data;
@@ -190,6 +231,43 @@ Matrix Matrix::grouped(Bytes codes, Bytes scale, Bytes zero, int64_t out, int64_
       if (zero.data) *to.offset(row, g, 1) = values[g];
     }
   });
+  return made;
+}
+
+Matrix Matrix::rounded(Bytes weight, Store store, int64_t out, int64_t in, int64_t bits, int64_t group) {
+  check_shape(out, in);
+  check_range("bits", bits, 2, 8);
+  const int64_t groups = groups_of(in, group), each = store == Store::float32 ? 4 : 2;
+  if (store == Store::codes) refuse("only float32, float16 and bfloat16 can be rounded");
+  check_size("weight", weight, {out, in, each});
+
+  Matrix made;
+  made.tiles_.out = out;
+  made.tiles_.in = in;
+  made.lay_out_codes(bits, 1, Offset::middle, group);
+  const Repack to{made.tiles_, made.memory_.data()};
+  const float middle = static_cast<float>(1 << (bits - 1));
+  std::atomic<bool> finite{true};
+  for_each_row(made.tiles_, [&](int64_t row, uint8_t* values) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const uint8_t* const from = at(weight, (row * in + g * group) * each);
+      float extreme = 0;
+      for (int64_t c = 0; c < group; ++c) {
+        const float w = stored(from, c, store);
+        if (!(std::fabs(w) <= 3e38f)) finite = false;
+        if (std::fabs(w) > std::fabs(extreme)) extreme = w;
+      }
+      const uint16_t half = to_half(-extreme / middle);
+      std::memcpy(to.scale(row, g, 0), &half, 2);
+      const float scale = from_half(half), inverse = scale == 0 ? 0 : 1 / scale;
+      for (int64_t c = 0; c < group; ++c) {
+        const float code = std::nearbyint(stored(from, c, store) * inverse) + middle;
+        values[g * group + c] = static_cast<uint8_t>(code >= 0 ? std::min(code, 2 * middle - 1) : 0);
+      }
+    }
+    to.row(row, 0, values);
+  });
+  if (!finite) refuse("weight has values that are not finite numbers");
   return made;
 }
 

@@ -37,6 +37,18 @@ int process() {
 #endif
 }
 
+// With a chunk that leaves no more chunks than can be counted.
+Phase fitting(Phase phase) {
+  if (phase.chunk < 1) phase.chunk = 1;
+  if (phase.total / phase.chunk >= kMostChunks) phase.chunk = phase.total / kMostChunks + 1;
+  return phase;
+}
+
+int64_t chunks_of(Phase phase) {
+  phase = fitting(phase);
+  return phase.total <= 0 ? 0 : (phase.total + phase.chunk - 1) / phase.chunk;
+}
+
 }  // namespace
 
 int cores() {
@@ -63,35 +75,39 @@ Pool& Pool::shared() {
   return *pool.load(std::memory_order_acquire);
 }
 
-void Pool::run_job(int threads, Job job) {
-  if (job.total <= 0) return;
-  if (job.chunk < 1) job.chunk = 1;
-  if (job.total / job.chunk >= kMostChunks) job.chunk = job.total / kMostChunks + 1;
-  const int64_t chunks = (job.total + job.chunk - 1) / job.chunk;
+void Pool::run_job(int threads, const Job& job) {
   if (threads > 1) {
     const int most = cores();
     if (threads > most) threads = most;
   }
+  int64_t chunks = 0;  // of the phase that has most
+  for (int i = 0; i < job.count; ++i)
+    if (chunks_of(job.phases[i]) > chunks) chunks = chunks_of(job.phases[i]);
   if (threads > chunks) threads = static_cast<int>(chunks);
   std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
-  if (threads <= 1 || !lock.try_lock()) return job.call(job.context, 0, job.total, 0);
-  publish(job, chunks, threads);
-  while (claim(0)) {
+  if (threads <= 1 || !lock.try_lock()) {
+    for (int i = 0; i < job.count; ++i)
+      if (job.phases[i].total > 0) job.call(job.context, i, 0, job.phases[i].total, 0);
+    return;
   }
-  for (int spins = 0; done_.load(std::memory_order_acquire) < chunks; ++spins)
-    spins < kSpins ? pause() : std::this_thread::yield();
+  start(job, threads);
+  for (int spins = 0; !over_.load(std::memory_order_acquire);) {
+    if (claim(0))
+      spins = 0;
+    else
+      ++spins < kSpins ? pause() : std::this_thread::yield();
+  }
 }
 
-void Pool::publish(const Job& job, int64_t chunks, int threads) {
-  const uint64_t epoch = (state_.load() >> 32) + 1;
-  state_.store(epoch << 32 | kClosed, std::memory_order_seq_cst);  // whoever read a field of the last job cannot claim with it
+void Pool::start(const Job& job, int threads) {
+  // Whoever read a field of the last job cannot claim with it.
+  state_.store(((state_.load() >> 32) + 1) << 32 | kClosed, std::memory_order_seq_cst);
   call_.store(job.call, std::memory_order_release);
   context_.store(job.context, std::memory_order_release);
-  total_.store(job.total, std::memory_order_release);
-  chunk_.store(job.chunk, std::memory_order_release);
-  done_.store(0, std::memory_order_release);
+  phases_.store(job.phases, std::memory_order_release);
+  count_.store(job.count, std::memory_order_release);
   limit_.store(threads, std::memory_order_release);
-  chunks_.store(chunks, std::memory_order_release);
+  over_.store(false, std::memory_order_release);
   for (; workers_ < threads - 1; ++workers_) {
     try {
       std::thread(&Pool::work, this, workers_ + 1).detach();
@@ -99,6 +115,23 @@ void Pool::publish(const Job& job, int64_t chunks, int threads) {
       break;  // the system gives no more threads: those that are there do the work
     }
   }
+  open(0);
+}
+
+// The first phase from `phase` on in which there is something to do. Called by the one thread that knows the last is over.
+void Pool::open(int phase) {
+  const Phase* const phases = phases_.load(std::memory_order_acquire);
+  const int count = count_.load(std::memory_order_acquire);
+  while (phase < count && phases[phase].total <= 0) ++phase;
+  const uint64_t epoch = (state_.load() >> 32) + 1;
+  state_.store(epoch << 32 | kClosed, std::memory_order_seq_cst);
+  if (phase == count) return over_.store(true, std::memory_order_release);
+  const Phase next = fitting(phases[phase]);
+  phase_.store(phase, std::memory_order_release);
+  total_.store(next.total, std::memory_order_release);
+  chunk_.store(next.chunk, std::memory_order_release);
+  done_.store(0, std::memory_order_release);
+  chunks_.store(chunks_of(next), std::memory_order_release);
   state_.store((epoch + 1) << 32, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst)) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -110,14 +143,16 @@ void Pool::publish(const Job& job, int64_t chunks, int threads) {
 bool Pool::claim(int worker) {
   for (;;) {
     uint64_t seen = state_.load(std::memory_order_acquire);
-    const int64_t index = static_cast<int64_t>(seen & kIndex);
-    if (index >= chunks_.load(std::memory_order_acquire) || worker >= limit_.load(std::memory_order_acquire)) return false;
-    const Job job{call_.load(std::memory_order_acquire), context_.load(std::memory_order_acquire),
-                  total_.load(std::memory_order_acquire), chunk_.load(std::memory_order_acquire)};
+    const int64_t index = static_cast<int64_t>(seen & kIndex), chunks = chunks_.load(std::memory_order_acquire);
+    if (index >= chunks || worker >= limit_.load(std::memory_order_acquire)) return false;
+    const Call call = call_.load(std::memory_order_acquire);
+    void* const context = context_.load(std::memory_order_acquire);
+    const int phase = phase_.load(std::memory_order_acquire);
+    const Phase range{total_.load(std::memory_order_acquire), chunk_.load(std::memory_order_acquire)};
     if (!state_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
-    const int64_t begin = index * job.chunk, end = begin + job.chunk < job.total ? begin + job.chunk : job.total;
-    job.call(job.context, begin, end, worker);
-    done_.fetch_add(1, std::memory_order_acq_rel);
+    const int64_t begin = index * range.chunk, end = begin + range.chunk < range.total ? begin + range.chunk : range.total;
+    call(context, phase, begin, end, worker);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) open(phase + 1);
     return true;
   }
 }

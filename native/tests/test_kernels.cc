@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "check.h"
 #include "trimtab/linear.h"
 #include "trimtab/pool.h"
 
@@ -22,14 +23,31 @@ namespace {
 
 int passed = 0, failed = 0;
 
+}  // namespace
+
+namespace check {
+
 void expect(bool holds, const std::string& what) {
   holds ? ++passed : ++failed;
   if (!holds) std::printf("FAILED: %s\n", what.c_str());
 }
 
-using Random = std::mt19937;
+void refused(const std::string& what, const std::function<void()>& act) {
+  try {
+    act();
+    expect(false, what + " was not refused");
+  } catch (const std::invalid_argument&) {
+    expect(true, what);
+  }
+}
 
 int64_t draw(Random& random, int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); }
+
+}  // namespace check
+
+using namespace check;
+
+namespace {
 
 // An allocation of exactly so many bytes.
 struct Exact {
@@ -197,15 +215,6 @@ void products(Random& random, int rounds) {
   }
 }
 
-void refused(const std::string& what, const std::function<void()>& act) {
-  try {
-    act();
-    expect(false, what + " was not refused");
-  } catch (const std::invalid_argument&) {
-    expect(true, what);
-  }
-}
-
 // Sizes that lie: nothing may be read.
 void damaged() {
   const Exact few(7);
@@ -257,6 +266,25 @@ void fuzz(Random& random, int rounds) {
   }
 }
 
+// Phases follow each other: everything of one is there when the next begins.
+void phases(int rounds) {
+  Random random(3);
+  for (int round = 0; round < rounds; ++round) {
+    std::vector<Phase> plan;
+    for (int64_t i = draw(random, 0, 6); i > 0; --i) plan.push_back({draw(random, 0, 9), draw(random, 1, 3)});
+    std::vector<std::atomic<int64_t>> counted(plan.size() + 1);
+    std::atomic<bool> right{true};
+    Pool::shared().run_phases(static_cast<int>(draw(random, 1, 4)), plan.data(), static_cast<int>(plan.size()),
+                              [&](int phase, int64_t begin, int64_t end, int) {
+                                for (std::size_t i = 0; i < static_cast<std::size_t>(phase); ++i)
+                                  right = right && counted[i] == plan[i].total;
+                                counted[static_cast<std::size_t>(phase)] += end - begin;
+                              });
+    for (std::size_t i = 0; i < plan.size(); ++i) right = right && counted[i] == plan[i].total;
+    expect(right, "phases are done in order");
+  }
+}
+
 // Every index once, whatever the number of threads, chunks and callers at the same time.
 void pool(int rounds) {
   std::atomic<bool> right{true};
@@ -287,6 +315,8 @@ int main(int count, char** arguments) {
   damaged();
   fuzz(random, 100 * rounds);
   pool(300 * rounds);
+  phases(100 * rounds);
+  session_tests(random, rounds);
   products(random, rounds);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;

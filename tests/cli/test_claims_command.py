@@ -72,6 +72,19 @@ def test_run_list_and_render(trimtab, here, setting, place):
     assert WANDA.replace("/", " | ") in (place / "LEDGER.md").read_text()
 
 
+def test_checking_a_result_of_older_code(trimtab, setting, place):
+    ledger = place / "ledger.jsonl"
+    assert trimtab("claims", "run", WANDA, *setting, "--seeds", "0", "--ledger", ledger).exit_code == 0
+    assert trimtab("claims", "check", "--ledger", ledger).stdout == f"no result of older code in {ledger}\n"
+    line = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps(line | {"code": "older"}) + "\n")
+    done = trimtab("claims", "check", "--json", "--ledger", ledger)
+    assert done.exit_code == 0, done.stderr
+    (again,) = json.loads(done.stdout)
+    assert again == json.loads(ledger.read_text().splitlines()[1]) == line | {"checked": again["checked"]}
+    assert f"same at {again['checked']['commit']} |" in (place / "LEDGER.md").read_text()
+
+
 def test_a_run_that_was_stopped_goes_on(trimtab, text, place, tmp_path, monkeypatch):
     small = tiny_folder(tmp_path / "small", num_hidden_layers=1)
     seeds = ",".join(map(str, range(12)))

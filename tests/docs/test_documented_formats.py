@@ -12,6 +12,7 @@ from trimtab.core.kinds import LinearWeight
 from trimtab.core.seeds import Seeds
 from trimtab.formats import FORMATS
 from trimtab.formats.checks import DTYPES
+from trimtab.tensors.pyramid import points
 from trimtab.testing.weights import examples
 
 TEXT = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -68,6 +69,7 @@ def _names(weight: LinearWeight) -> dict[str, Any]:
         "groups": inputs // group_size if group_size else None,
         "parts": [_part(part) for part in _parts(weight)],
         "whole": lambda bits: 8 * ceil(bits / 8),
+        "points": points,
         "log2": lambda count: (count - 1).bit_length(),
     }
 

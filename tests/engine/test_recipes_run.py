@@ -10,8 +10,9 @@ from trimtab.core.errors import CalibrationError, ModelError, RecipeError, Trimt
 from trimtab.core.places import Role
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import get
-from trimtab.engine.plan import plan, tensors
+from trimtab.engine.plan import plan
 from trimtab.engine.run import run
+from trimtab.engine.storage import tensors
 from trimtab.formats import Dense, Grouped, Masked, Sum
 from trimtab.testing.roundtrip import logits, ran, reopened, same_after_saving, shown
 from trimtab.testing.tiny import ARCHITECTURES, tiny

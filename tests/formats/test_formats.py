@@ -1,5 +1,6 @@
 """What every format promises: its file decodes to dense(), comes back bit for bit, and is counted to the byte."""
 
+import functools
 import json
 import math
 
@@ -20,6 +21,7 @@ from trimtab.formats import (
     Dense,
     Grouped,
     Masked,
+    Pyramid,
     Rotated,
     Sum,
     build,
@@ -112,6 +114,38 @@ def decode_codebook(spec, stored):
     return full
 
 
+def decode_pyramid(spec, stored):
+    """By counting: the vectors before a point are those that leave fewer pulses, then those with a positive coordinate."""
+    (out, in_), size, pulses = spec["shape"], spec["group_size"], spec["pulses"]
+    bits = (pyramid_points(size, pulses) - 1).bit_length()
+    stream = np.unpackbits(stored["points"].numpy(), axis=1, bitorder="little")
+    codes = read_bits(stored["codes"], spec["radius_bits"], in_ // size)
+    full = torch.zeros(out, in_, dtype=torch.float64)
+    for o in range(out):
+        for g in range(in_ // size):
+            index, left, point = sum(int(b) << i for i, b in enumerate(stream[o, g * bits : (g + 1) * bits])), pulses, []
+            for others in range(size - 1, -1, -1):
+                for rest in range(left + 1):
+                    block = pyramid_points(others, rest) * (1 if rest == left else 2)
+                    if index < block:
+                        break
+                    index -= block
+                negative = rest < left and index >= pyramid_points(others, rest)
+                index -= pyramid_points(others, rest) * negative
+                point.append((rest - left) * (1 if negative else -1))
+                left = rest
+            length = float(stored["scale"][o]) * float(stored["radii"][codes[o, g]])
+            full[o, g * size : (g + 1) * size] = torch.tensor(point).double() / math.hypot(*point) * length
+    return full
+
+
+@functools.cache
+def pyramid_points(dim: int, pulses: int) -> int:
+    if dim == 0 or pulses == 0:
+        return int(pulses == 0)
+    return pyramid_points(dim - 1, pulses) + pyramid_points(dim, pulses - 1) + pyramid_points(dim - 1, pulses - 1)
+
+
 def decode_parts(spec, stored):
     for i, part in enumerate(spec["parts"]):
         yield decode(part, {k[len(f"{i}_") :]: t for k, t in stored.items() if k.startswith(f"{i}_")})
@@ -144,6 +178,7 @@ DECODERS = {
     "grouped": decode_grouped,
     "bitplanes": decode_bitplanes,
     "codebook": decode_codebook,
+    "pyramid": decode_pyramid,
     "chain": decode_chain,
     "sum": decode_sum,
     "rotated": decode_rotated,
@@ -347,6 +382,7 @@ def test_check_group_size_names_sizes_that_work():
 
 CODES = torch.zeros(2, 33, dtype=torch.uint8)
 HALF = torch.ones(2, 3).half()
+POINTS = torch.ones(2, 33, dtype=torch.int16)
 REFUSED = {
     "group size": (lambda: Grouped(CODES, HALF, None, 4, 16), "use one of 3, 11, 33"),
     "plane group size": (lambda: BitPlanes(CODES, HALF[..., None], HALF, 16), "use one of"),
@@ -372,6 +408,20 @@ REFUSED = {
     "codebook size": (lambda: Codebook(CODES[None], torch.ones(1, 257, 1).half()), "2 to 256 entries"),
     "lone scale": (lambda: Codebook(CODES[None], HALF.view(1, 6, 1), HALF), "belong together"),
     "flat codes": (lambda: Codebook(CODES, HALF.view(1, 6, 1)), "codes must be"),
+    "points group size": (lambda: Pyramid(POINTS, CODES[:, :3], HALF[0, :2], HALF[:, 0], 16), "use one of"),
+    "points dtype": (lambda: Pyramid(POINTS.int(), CODES[:, :3], HALF[0, :2], HALF[:, 0], 11), "points must be int16"),
+    "pulses": (
+        lambda: Pyramid(POINTS.clamp(max=1).cumsum(1).short(), CODES[:, :3], HALF[0, :2], HALF[:, 0], 11),
+        "must not differ",
+    ),
+    "no pulses": (lambda: Pyramid(0 * POINTS, CODES[:, :3], HALF[0, :2], HALF[:, 0], 11), "1 to 1024 pulses, got 11 and 0"),
+    "radii": (lambda: Pyramid(POINTS, CODES[:, :3], HALF[0], HALF[:, 0], 11), r"2, 4, 8 ... 256 lengths, got \[3\]"),
+    "radius code": (
+        lambda: Pyramid(POINTS, CODES[:, :3] + 2, HALF[0, :2], HALF[:, 0], 11),
+        "codes go up to 2; there are 2 radii",
+    ),
+    "radius overflow": (lambda: Pyramid(POINTS, CODES[:, :3], HALF[0, :2] / 0, HALF[:, 0], 11), "radii is not finite"),
+    "row scale": (lambda: Pyramid(POINTS, CODES[:, :3], HALF[0, :2], HALF[:1, 0], 11), r"scale must be float16 \[2\]"),
     "factors": (lambda: Chain((Dense(torch.ones(2, 3)), Dense(torch.ones(4, 2)))), "3 inputs take 4 outputs"),
     "no factors": (lambda: Chain(()), "1 to 64 parts, got 0"),
     "parts": (lambda: Sum((Dense(torch.ones(2, 3)), Dense(torch.ones(3, 2)))), "part 1 is 3 x 2, the sum is 2 x 3"),

@@ -140,6 +140,9 @@ def damaged(kind: str, name: str, value: object) -> tuple[dict, dict]:
         ("bitplanes", "offset", float("inf"), "bitplanes: offset is not finite"),
         ("bitplanes", "scale", float("nan"), "bitplanes: scale is not finite"),
         ("codebook", "codebook", float("-inf"), "codebook: codebook is not finite"),
+        ("pyramid", "radii", float("nan"), "pyramid: radii is not finite"),
+        ("pyramid", "scale", float("inf"), "pyramid: scale is not finite"),
+        ("pyramid", "points", 255, "'points' goes beyond the points that there are"),
     ],
 )
 def test_contents_that_cannot_be(kind, name, value, message):

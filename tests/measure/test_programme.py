@@ -1,6 +1,8 @@
 """The programme of claims: in processes of their own, side by side or not, the same numbers come out."""
 
+import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from trimtab.core.progress import Progress
 from trimtab.core.recipe import Calibration
 from trimtab.core.registry import room
 from trimtab.measure import programme
-from trimtab.measure.claims import code_for, find_claim, run_claim, statement
+from trimtab.measure.claims import check_claim, code_for, find_claim, run_claim, setting_of, statement
 from trimtab.measure.programme import Outcome, Task, chosen, is_missing, run_programme
 from trimtab.measure.sides import Setting
 from trimtab.testing.folders import tiny_folder
@@ -57,6 +59,32 @@ def test_side_by_side_gives_what_one_after_the_other_gives(
     assert [now.done for now in told] == sorted(now.done for now in told)
     assert told[-1].done == told[-1].total == 2 * (1 + 2 * 2) + len(tasks)
     assert told[-1].detail.startswith("(2 of 2) ")
+
+
+def test_results_of_older_code_are_carried_over_only_if_they_come_out_the_same(setting: Setting) -> None:
+    """One claim is as it was, one came out otherwise at the seed that is looked at, one only at another seed."""
+    names = ("wanda/beats-magnitude", "sparsegpt/beats-wanda-at-60", "flap/bias-helps-at-20")
+    ran = [run_claim(one.method, one.claim, setting) | {"code": "older"} for one in (task(name, setting) for name in names)]
+    lines = [json.loads(json.dumps(line)) for line in ran]  # as a ledger holds them
+    lines[1]["right_ppl"] = [lines[1]["right_ppl"][0] * (1 + 1e-9), lines[1]["right_ppl"][1]]
+    lines[2]["left_ppl"] = [lines[2]["left_ppl"][0], 1.0]
+    tasks = [replace(task(name, setting), earlier=line) for name, line in zip(names, lines, strict=True)]
+    outcomes: list[Outcome] = []
+    run_programme(tasks, outcomes.append)
+    same, changed, unseen = (next(o for o in outcomes if o.task == one) for one in tasks)
+    assert same.line is not None
+    assert same.line.pop("checked")["seed"] == setting.seeds[0]
+    assert same.line == lines[0] | {"code": code_for(tasks[0].claim)}
+    assert changed.line is None
+    assert "wanda(sparsity=0.6), seed 0, was" in changed.error
+    assert unseen.line is not None
+    assert setting_of(lines[0]) == setting
+
+
+def test_a_claim_that_reads_otherwise_cannot_be_carried_over(setting: Setting) -> None:
+    one = task("wanda/beats-magnitude", setting)
+    with pytest.raises(UsageError, match="reads otherwise now; run it again"):
+        check_claim(one.method, one.claim, {"statement": "a < b"}, setting)
 
 
 def test_what_nobody_foresaw_in_a_process_is_one_line(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

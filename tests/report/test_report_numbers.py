@@ -24,7 +24,7 @@ SPACE, MINUS = numbers.SPACE, numbers.MINUS
         (3.0, math.nan, "3"),
         (0.0, math.nan, "0"),
         (5.0, 0.0, "5"),
-        (29_034_112.0, 1e5, "2.90×10^7"),
+        (29_034_112.0, 1e5, "2.90×10⁷"),
         (math.nan, 1.0, numbers.UNKNOWN),
         (math.inf, 1.0, numbers.UNKNOWN),
     ],
@@ -40,7 +40,7 @@ def test_signed():
 
 
 def test_roughly():
-    assert [numbers.roughly(v) for v in (0.00701, 0.72, 12.3, 3e-7, 0.0)] == ["0.0070", "0.72", "12", f"3.0×10^{MINUS}7", "0"]
+    assert [numbers.roughly(v) for v in (0.00701, 0.72, 12.3, 3e-7, 0.0)] == ["0.0070", "0.72", "12", "3.0×10⁻⁷", "0"]
     assert numbers.roughly(math.nan) == numbers.UNKNOWN
 
 

@@ -94,6 +94,24 @@ def run(
     _tell(tasks, book, json)
 
 
+@claims.command("check")
+def check(
+    ids: Ids = None,
+    room: Room = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Claims at a time; they share the cores.")] = 1,
+    ledger: Ledger = LEDGER,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Carry results of older code over where today's gives both sides of the first seed again, digit for digit."""
+    book = Book(ledger)
+    with working(quiet, verbose) as watch:
+        tasks = _aged(ids or (), room, ledger)
+        _run(tasks, book, jobs, watch, verbose)
+    _tell(tasks, book, json, "no result of older code")
+
+
 def claim(
     id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The method.", show_default=False)] = None,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of its claims.", show_default=False)] = None,
@@ -194,13 +212,24 @@ def _tasks(ids: Sequence[str], room: str | None, asked: Asked, book: Book, missi
     return [task for task in tasks if not missing or is_missing(task, results)]
 
 
+def _aged(ids: Sequence[str], room: str | None, ledger: Path) -> "list[Task]":
+    """What older code gave, and what it is to be checked against."""
+    from trimtab.measure.claims import OLDER, age, setting_of
+    from trimtab.measure.ledger import latest, read
+    from trimtab.measure.programme import Task, chosen
+
+    results = latest(read(ledger))
+    held = [(method, one, results[method, one.name]) for method, one in chosen(ids, room) if (method, one.name) in results]
+    return [Task(method, one, setting_of(line), line) for method, one, line in held if age(one, line) == OLDER]
+
+
 def _run(tasks: "Sequence[Task]", book: Book, jobs: int, watch: "Watcher", verbose: bool) -> None:
     from trimtab.measure.programme import run_programme
 
     run_programme(tasks, book.hear, jobs, watch, loud=verbose)
 
 
-def _tell(tasks: "Sequence[Task]", book: Book, json: bool) -> None:
+def _tell(tasks: "Sequence[Task]", book: Book, json: bool, nothing: str = "nothing is missing") -> None:
     lines = book.lines(tasks)
     if json:
         show.as_json(lines)
@@ -208,7 +237,7 @@ def _tell(tasks: "Sequence[Task]", book: Book, json: bool) -> None:
         for line in lines:
             typer.echo(show.claim_line(line))
         if not tasks:
-            typer.echo(f"nothing is missing in {book.ledger}")
+            typer.echo(f"{nothing} in {book.ledger}")
     failed = len(tasks) - len(lines)
     if failed:
         raise TrimtabError(f"{failed} of {len(tasks)} claims could not be run, see above; all others are in {book.ledger}")

@@ -1,13 +1,28 @@
-"""`trimtab generate`: a look at what a model says."""
+"""`trimtab generate`: a look at what a model says, as it says it."""
 
-from typing import Annotated
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from trimtab.cli import show
-from trimtab.cli.measure import open_with_tokenizer
-from trimtab.cli.options import Device, Dtype, Json, Model, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli.options import Device, Dtype, Json, Model, Quiet, Threads, Verbose
 from trimtab.cli.progress import working
+from trimtab.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trimtab.cli.voice import Voice
+    from trimtab.runtime import Sampling
+
+Engine = Annotated[str, typer.Option(help="native, torch, or auto: native where it covers the model.")]
+Seed = Annotated[int | None, typer.Option(help="Sample with this seed. (default: greedy)")]
+Temperature = Annotated[float | None, typer.Option(min=0, help="Sample; below 1 the likely become likelier. (default: greedy)")]
+TopK = Annotated[int | None, typer.Option(min=0, help="Sample among so many likeliest tokens; 0: all.")]
+TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest tokens that have this probability together.")]
+Penalty = Annotated[float | None, typer.Option(help="Against repetition, above 1. (default: what the model's files say)")]
 
 
 def register(app: typer.Typer) -> None:
@@ -18,26 +33,98 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue.", show_default=False)],
     new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
-    seed: Annotated[int | None, typer.Option(help="Sample with this seed. (default: greedy)")] = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: Penalty = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the chat template.")] = False,
+    engine: Engine = "auto",
+    threads: Threads = None,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Continue a prompt: greedily, or sampled from the model's own distribution with --seed."""
+    """Continue a prompt: greedily, or sampled from the model's own distribution with --seed or --temperature."""
+    page = sys.stdout  # `working` keeps it for results
     with working(quiet, verbose) as watch:
+        from trimtab.cli.voice import open_voice
         from trimtab.core.progress import Progress
-        from trimtab.measure.text import generate as run
-        from trimtab.tensors.products import fast_products
 
         watch(Progress("load", 0, 1, model))
-        opened, tokenizer = open_with_tokenizer(model, {"device": device_of(device), "dtype": dtype_of(dtype)})
-        watch(Progress("generate", 0, 1))
-        with fast_products():
-            said = run(opened, tokenizer, prompt, new_tokens, seed, chat)
+        voice = open_voice(model, engine, threads, dtype, device)
+        sampling = sampling_of(seed, temperature, top_k, top_p, repetition_penalty, voice)
+        ids = asked(voice, prompt, chat)
+    # No bars from here on: they would be drawn over the text.
+    with working(quiet=True, verbose=verbose):
+        said = list[int]()
+        speak(voice, ids, new_tokens, sampling, None if json else page, said)
     if json:
-        show.as_json({"model": model, "prompt": prompt, "text": said, "new_tokens": new_tokens, "seed": seed, "chat": chat})
-    else:
-        typer.echo(said)
+        facts = {"new_tokens": new_tokens, "seed": seed, "chat": chat, "engine": voice.engine}
+        show.as_json({"model": model, "prompt": prompt, "text": voice.decode(said), **facts})
+
+
+def asked(voice: "Voice", prompt: str, chat: bool) -> list[int]:
+    """Raises `UsageError` where there is nothing to continue."""
+    text = voice.conversation([{"role": "user", "content": prompt}]) if chat else prompt
+    ids = voice.encode(text, special=not chat)  # a template writes its special tokens itself
+    if not ids:
+        raise UsageError("the prompt is empty; give at least one word")
+    return ids
+
+
+def sampling_of(
+    seed: int | None, temperature: float | None, top_k: int | None, top_p: float | None, penalty: float | None, voice: "Voice"
+) -> "Sampling":
+    """Greedy where nothing is asked for; else from the model's own distribution, changed as asked. Without a seed it is 0."""
+    from trimtab.runtime import Sampling
+
+    penalty = voice.penalty if penalty is None else penalty
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UsageError(f"--top-p must be above 0 and at most 1, got {top_p:g}")
+    if not penalty > 0:
+        raise UsageError(f"--repetition-penalty must be above 0, got {penalty:g}")
+    greedy = temperature == 0 or all(value is None for value in (seed, temperature, top_k, top_p))
+    if greedy:
+        return Sampling(repetition_penalty=penalty)
+    return Sampling(
+        temperature=1.0 if temperature is None else temperature,
+        top_k=top_k or 0,
+        top_p=1.0 if top_p is None else top_p,
+        repetition_penalty=penalty,
+        seed=seed or 0,
+    )
+
+
+def speak(
+    voice: "Voice", ids: "Sequence[int]", new_tokens: int, sampling: "Sampling", page: TextIO | None, said: list[int]
+) -> None:
+    """Appends the new ids to `said`. Their text is written to `page` as they are made; a line end after it, whatever happens."""
+    from trimtab.runtime.text import Stream
+
+    stream = Stream(voice.decode)
+
+    def hear(id: int) -> None:
+        said.append(id)
+        write(page, stream.push(id))
+
+    try:
+        voice.say(ids, new_tokens, sampling, hear)
+        write(page, stream.end())
+    finally:
+        write(page, "\n")
+
+
+def write(page: TextIO | None, text: str) -> None:
+    """At once. Where the reader has gone, as in `trimtab generate ... | head`, the program ends without a word."""
+    if page is None or not text:
+        return
+    try:
+        page.write(text)
+        page.flush()
+    except BrokenPipeError:
+        # What is still in the buffer cannot be written either, and the interpreter would complain about that at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), page.fileno())
+        raise typer.Exit from None

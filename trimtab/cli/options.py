@@ -9,12 +9,14 @@ from trimtab.core.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, hub name, or asset:smollm2-135m.", show_default=False)]
+MODEL = "Model folder, hub name, or asset: smollm2-135m, own-2m and others (`trimtab grow --list`)."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks, and what the libraries say.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for what is not compressed. (default: as stored)")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ... (default: cpu)")]
+Threads = Annotated[int | None, typer.Option(min=1, help="How many threads compute. (default: all cores)")]
 
 DTYPES = ("float32", "bfloat16", "float16")
 

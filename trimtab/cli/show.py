@@ -122,12 +122,12 @@ def measurements(found: Mapping[str, Sequence["Measurement"]]) -> None:
     """One column per model."""
     names = list(dict.fromkeys((m.name, m.unit) for column in found.values() for m in column))
     columns = [{(m.name, m.unit): m for m in column} for column in found.values()]
-    rows = [[name, unit, *(_cell(column.get((name, unit))) for column in columns)] for name, unit in names]
+    rows = [[name, unit, *(cell(column.get((name, unit))) for column in columns)] for name, unit in names]
     models = range(2, 2 + len(columns))
     table(("measure", "unit", *found), rows, right=models, wrap=models)
 
 
-def _cell(m: "Measurement | None") -> str:
+def cell(m: "Measurement | None") -> str:
     if m is None:
         return "-"
     spread = f" ± {m.stderr:.2g}" if m.stderr and math.isfinite(m.stderr) else ""

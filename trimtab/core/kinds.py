@@ -62,7 +62,9 @@ class Statistic(Protocol):
     """A streaming mean over calibration tokens, in optax's manner: pure functions on a state.
 
     `on` says what is observed: "input" of a site, [tokens, in]; "pair": that and the same tokens' input in the untouched
-    model, each [tokens, in]; "block": a block's (input, output), each [tokens, width].
+    model, each [tokens, in]; "block": a block's (input, output), each [tokens, width]. "passage": an input of a site and the
+    (input, output) of its block, each [windows, length, width], tokens in the same order; "attended": an input of a site and
+    the attention that its tokens draw in the block, over all heads and queries, [windows, length].
     """
 
     on: ClassVar[str]
@@ -89,6 +91,23 @@ class Reference:
 
     Which model, says the method's knob `base` (`knobs.model`). With it comes `Original`, by site too: the model's own matrices.
     """
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Not a statistic but may be needed like one, by allocators: bytes in the weight files once the whole recipe is done.
+
+    tensors(site, strength): of what the site is stored in, None where an earlier step decides that by data; header(site,
+    strength): at most, of the lines that name these tensors. rest: at most, of everything else in the files, None where it
+    is not known yet; before: of all tensors of the model before the first step. What is said of headers holds while all
+    tensors together stay below `largest`. Both functions raise `UsageError` where nobody could tell.
+    """
+
+    tensors: Callable[[Site, Any], int | None]
+    header: Callable[[Site, Any], int]
+    rest: int | None
+    before: int
+    largest: int
 
 
 class Seen:
@@ -224,6 +243,13 @@ class Allocator(Method):
     """Chooses how strong another linear method is at each site: it sets that method's knob `knob`."""
 
     knob: ClassVar[str]
+
+    def promises(self, sites: Sequence[Site], storage: Storage) -> int | None:
+        """Bytes of tensors that the sites will take whatever is seen, or None where the data decide.
+
+        Raises `UsageError` where what is asked for cannot be met. Called before any weight moves.
+        """
+        return None
 
     @abstractmethod
     def allocate(self, sites: Sequence[Site], seen: Seen) -> dict[Site, Any]: ...

@@ -10,17 +10,14 @@ from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelM
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
-from trimtab.formats import Masked
-from trimtab.formats.plain import stored_bits
-
-Spec = dict[str, Any]
+from trimtab.engine.storage import Files
 
 
 @dataclass(frozen=True)
 class PlannedStep:
     """One step: the matrices it works on, how many each pattern matched, and the stored bits per weight it leaves.
 
-    bits: None where the data decide.
+    bits: None where the data decide; where an allocator meets a budget, those that the last step leaves.
     """
 
     method: str
@@ -47,27 +44,22 @@ class Plan:
 def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     """Resolve and check every step against the model. Raises `RecipeError` or `UsageError`; moves no weight."""
     held: dict[Site, tuple[type[LinearWeight], ...]] = {s: (type(anatomy.weight(s)),) for s in anatomy.sites}
-    specs: dict[Site, Spec | None] = {s: anatomy.weight(s).spec() for s in anatomy.sites}
-    steps, untied = [], False
-    for step in recipe.steps:
-        sites, matched = resolve(anatomy, step.where)
+    where = [resolve(anatomy, step.where) for step in recipe.steps]
+    files = Files(anatomy, recipe, [sites for sites, _ in where], packed)
+    steps = []
+    for number, (step, (sites, matched)) in enumerate(zip(recipe.steps, where, strict=True), 1):
         left = None
         if isinstance(step.method, LinearMethod):
             _fit(step.method, sites, held)
-            for site in sites:
-                specs[site] = _promised(step, site, specs[site], packed)
-                held[site] = step.method.gives
-            left = _mean(sites, specs)
+            held |= dict.fromkeys(sites, step.method.gives)
+            left = _per_weight(files.take(number, sites), sites)
         elif isinstance(step.method, ScaleMethod):
             _foldable(step.method, sites, held)
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
-            untied |= getattr(step.method, "unties", False)
-            if not getattr(step.method, "preserves", False):
-                specs = dict.fromkeys(specs)
+            files.rewrite(getattr(step.method, "unties", False), getattr(step.method, "preserves", False))
         steps.append(PlannedStep(str(step), kind(type(step.method)), sites, matched, left))
-    before = sum(t.numel() * t.element_size() for t in tensors(anatomy.model))
-    return Plan(tuple(steps), _parameters(anatomy), before, _bytes_after(anatomy, specs, before, untied))
+    return Plan(tuple(steps), _parameters(anatomy), files.before, files.total())
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:
@@ -91,17 +83,6 @@ def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str,
     if not chosen:
         raise RecipeError(f"`where` leaves no matrix to work on: {where}")
     return tuple(s for s in anatomy.sites if s in chosen), counts
-
-
-def tensors(model: Any) -> list[Any]:
-    """Every stored tensor of a model once, tied ones too."""
-    found = {t.data_ptr() if t.numel() else id(t): t for t in [*model.parameters(), *_saved_buffers(model)]}
-    return list(found.values())
-
-
-def _saved_buffers(model: Any) -> list[Any]:
-    saved = set(model.state_dict(keep_vars=True))
-    return [b for name, b in model.named_buffers() if name in saved]
 
 
 def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
@@ -134,32 +115,8 @@ def _plain_by_then(who: str, site: Site, kinds: tuple[type[LinearWeight], ...]) 
         raise RecipeError(f"{who} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
 
 
-def _promised(step: Step, site: Site, given: Spec | None, packed: bool) -> Spec | None:
-    if step.by is not None or given is None or not isinstance(step.method, LinearMethod):
-        return None
-    if not packed and all(gives is Masked for gives in step.method.gives):
-        return given  # stored as it was, with zeros
-    return step.method.promises(site, given)
-
-
-def _mean(sites: Sequence[Site], specs: dict[Site, Spec | None]) -> float | None:
-    known = [(spec, s.shape[0] * s.shape[1]) for s in sites if (spec := specs[s]) is not None]
-    if len(known) < len(sites):
-        return None
-    return sum(stored_bits(spec) * n for spec, n in known) / sum(n for _, n in known)
-
-
-def _bytes_after(anatomy: Anatomy, specs: dict[Site, Spec | None], before: int, untied: bool) -> int | None:
-    change = 0.0
-    for site, spec in specs.items():
-        if spec is None:
-            return None
-        now, size = anatomy.weight(site).bits, site.shape[0] * site.shape[1]
-        if anatomy.tied and site.role is Role.HEAD:
-            change += now * size / 8 if untied else 0.0
-        else:
-            change += (stored_bits(spec) - now) * size / 8
-    return before + round(change)
+def _per_weight(stored: int | None, sites: Sequence[Site]) -> float | None:
+    return None if stored is None else 8 * stored / sum(s.shape[0] * s.shape[1] for s in sites)
 
 
 def _parameters(anatomy: Anatomy) -> int:

@@ -16,7 +16,17 @@ from torch import Tensor
 from trimtab.anatomy import Anatomy
 from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight
 from trimtab.core.errors import CalibrationError, ModelError, TrimtabError
-from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod, Original, Repairs, Seen, Statistic
+from trimtab.core.kinds import (
+    ChannelMethod,
+    LinearMethod,
+    LinearWeight,
+    ModelMethod,
+    Original,
+    Repairs,
+    Seen,
+    Statistic,
+    Storage,
+)
 from trimtab.core.places import Coupling, Site
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe, Step
@@ -32,6 +42,7 @@ from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.plan import plan, resolve
 from trimtab.engine.preserving import preserved
 from trimtab.engine.references import Matrices, others
+from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
 from trimtab.formats import Masked
 from trimtab.stats import Gram
@@ -47,7 +58,8 @@ class Bench:
     seeds: Seeds
     watch: Watcher
     packed: bool
-    steps: int
+    recipe: Recipe
+    before: int  # bytes of all tensors
     compute: torch.dtype = torch.float32
     bases: Mapping[str, torch.nn.Module] = field(default_factory=dict)  # other models, by what the recipe calls them
     profile: Profile = field(default_factory=Profile)
@@ -80,10 +92,11 @@ def run(
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
-        plan(anatomy := Anatomy.of(model), recipe, packed)
+        planned = plan(anatomy := Anatomy.of(model), recipe, packed)
         others(anatomy, recipe, bases or {})
     compute = getattr(torch, recipe.calibration.compute)
-    bench = Bench(model, list(batches), Seeds(recipe.seed), watch, packed, len(recipe.steps), compute, bases or {})
+    seeds, before = Seeds(recipe.seed), planned.bytes_before
+    bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {})
     training = model.training
     model.eval()
     try:
@@ -110,7 +123,7 @@ def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
 
 def _linear(bench: Bench, steps: list[Numbered]) -> None:
     anatomy = Anatomy.of(bench.model)
-    work = {number: _strengths(bench, anatomy, number, step) for number, step in steps}
+    work = _strengths(bench, anatomy, steps)
     carry = steps[0][1].method.carry  # type: ignore[attr-defined]
     stream = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_data(work) else None
     beside = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_pairs(work) else None
@@ -123,7 +136,7 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
             stats = stream.collect(block, needs, advance=carry == "original", beside=beside).sites
         elif stream is not None:
             _refuse_outside(work, sites)
-        shared: dict[tuple[int, int], dict[Any, Any]] = {}
+        shared: Shared = {}
         for site in sites:
             bench.watch(Progress("sweep", block or 0, len(anatomy.blocks), site.name))
             _site(bench, anatomy, site, work, stats.get(site, {}), shared)
@@ -133,18 +146,36 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
 
 
 Work = dict[int, dict[Site, LinearMethod]]
+Shared = dict[tuple[int, Any], dict[Any, Any]]  # by step, and by what was seen: one input, one entry
 
 
-def _strengths(bench: Bench, anatomy: Anatomy, number: int, step: Step) -> dict[Site, LinearMethod]:
-    """The method of a step at every site it works on, as strong as its allocator says."""
+def _strengths(bench: Bench, anatomy: Anatomy, steps: list[Numbered]) -> Work:
+    """The method of each step at every site it works on, as strong as its allocator says."""
+    first = steps[0][0]  # what earlier steps named may be gone
+    sites = [resolve(anatomy, step.where)[0] if n >= first else () for n, step in enumerate(bench.recipe.steps, 1)]
+    files = Files(anatomy, bench.recipe, sites, bench.packed, bench.before)
+    work: Work = {}
+    for number, step in steps:
+        assert isinstance(step.method, LinearMethod)
+        for site in sites[number - 1]:  # again: an earlier step may have changed the shapes that the plan saw
+            step.method.fits(site)
+        work[number] = _allotted(bench, anatomy, number, step, sites[number - 1], files)
+        files.choose(work[number])
+    return work
+
+
+def _allotted(
+    bench: Bench, anatomy: Anatomy, number: int, step: Step, sites: Sequence[Site], files: Files
+) -> dict[Site, LinearMethod]:
     assert isinstance(step.method, LinearMethod)
-    sites, _ = resolve(anatomy, step.where)
-    for site in sites:  # again: an earlier step may have changed the shapes that the plan saw
-        step.method.fits(site)
     if step.by is None:
         return dict.fromkeys(sites, step.method)
-    seen = _observe(bench, anatomy, step.by.needs, sites, Seeds(bench.seeds.seed).at("by", number))
-    chosen = step.by.allocate(sites, seen)
+    draw = Seeds(bench.seeds.seed).at("by", number)
+    try:
+        seen = _observe(bench, anatomy, step.by.needs, sites, draw, {Storage: files.storage(number, sites)})
+        chosen = step.by.allocate(sites, seen)
+    except ArithmeticError as error:
+        raise CalibrationError(f"{step.by.card.id}: {error}; show more or other calibration text") from error
     bench.drew |= seen.drew
     return {site: replace(step.method, **{step.by.knob: chosen[site]}) for site in sites}
 
@@ -159,7 +190,7 @@ def _needs_pairs(work: Work) -> bool:
 
 
 def _is_statistic(need: type) -> bool:
-    return need is not Original
+    return need not in (Original, Storage)
 
 
 def _statistics(work: Work, site: Site) -> tuple[type[Statistic], ...]:
@@ -175,7 +206,7 @@ def _refuse_outside(work: Work, sites: Sequence[Site]) -> None:
             )
 
 
-def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, shared: dict[tuple[int, int], Any]) -> None:
+def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, shared: "Shared") -> None:
     """Take one matrix through all steps of the phase and put the result into the model."""
     weight = bench.weight(anatomy, site)
     original = weight.dense()
@@ -185,7 +216,7 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
         if site not in chosen:
             continue
         method, before, begun = chosen[site], weight, perf_counter()
-        common = shared.setdefault((number, id(stats.get(Gram, stats))), {})
+        common = shared.setdefault((number, tuple(map(id, stats.values())) or site.name), {})
         seen = Seen({**stats, Original: original}, bench.seeds.at(number, site.name), common)
         with bench.profile("solve"):
             weight = _solved(method, weight, seen, site)
@@ -206,7 +237,7 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
         )
     with bench.profile("apply"):
         apply(anatomy, [SetWeight(site, weight)], bench.packed)
-    if isinstance(weight, Masked) and not bench.packed and max(work) < bench.steps:
+    if isinstance(weight, Masked) and not bench.packed and max(work) < len(bench.recipe.steps):
         bench.held[site.name] = weight
 
 
@@ -230,8 +261,18 @@ def _output_error(original: Tensor, weight: LinearWeight, gram: Tensor | None) -
     return float(((change @ gram) * change).sum(dtype=torch.float64)) / whole if whole > 0 else None
 
 
-def _observe(bench: Bench, anatomy: Anatomy, needs: Sequence[type], sites: Sequence[Site], generator: torch.Generator) -> Seen:
-    """Show the model as it is to the calibration set: block statistics [blocks], site statistics by site."""
+def _observe(
+    bench: Bench,
+    anatomy: Anatomy,
+    needs: Sequence[type],
+    sites: Sequence[Site],
+    generator: torch.Generator,
+    known: Mapping[type, Any] | None = None,
+) -> Seen:
+    """Show the model as it is to the calibration set: block statistics [blocks], site statistics by site.
+
+    known: what can be needed and is no matter of showing.
+    """
     of_block = [n for n in needs if _is_statistic(n) and n.on == "block"]  # type: ignore[attr-defined]
     of_site = [n for n in needs if _is_statistic(n) and n.on == "input"]  # type: ignore[attr-defined]
     found: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
@@ -249,7 +290,7 @@ def _observe(bench: Bench, anatomy: Anatomy, needs: Sequence[type], sites: Seque
     if Original in needs:
         found[Original] = Matrices(lambda site: bench.weight(anatomy, site), sites)
     stacked = {n: torch.stack(v) if isinstance(v, list) else v for n, v in found.items()}
-    return Seen(stacked, generator)
+    return Seen({**stacked, **{need: value for need, value in (known or {}).items() if need in needs}}, generator)
 
 
 def _channels(bench: Bench, steps: list[Numbered]) -> None:

@@ -7,7 +7,7 @@ the calibration activations; nothing depends on the architecture beyond "a list 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.anatomy import Anatomy, Watch
-from trimtab.core.errors import ModelError
+from trimtab.core.errors import CalibrationError, ModelError
 from trimtab.core.kinds import Statistic
 from trimtab.core.places import Site
 from trimtab.core.report import Profile
+from trimtab.engine.attention import Attention
 from trimtab.engine.memory import give_back
 
 Needs = Mapping[Site, Sequence[type[Statistic]]]
 Stats = dict[type, Tensor]
+LATE = {"passage", "attended"}  # what is known only when the block has answered
 
 
 @dataclass
@@ -86,16 +88,19 @@ class Stream:
         beside: the stream of the untouched model, for statistics on pairs; the block must be untouched still. It advances.
         """
         tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
-        outputs = advance or bool(of_block)
+        outputs = advance or bool(of_block) or tally.late
         if outputs or tally.needs or beside:
             with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
                 for batch, entering in enumerate(self.hidden):
                     if beside:
                         tally.original = beside.step(block, batch, tuple(tally.needs))
-                    with Watch(self.anatomy, tuple(tally.needs), tally.see, stop=not outputs):
+                    attention = Attention(*entering.shape[:2]) if tally.attended else None
+                    with Watch(self.anatomy, tuple(tally.needs), tally.see, stop=not outputs), attention or nullcontext():
                         leaving = self.drive(block, batch)
                     if outputs:
                         tally.see_block(entering, leaving)
+                    if tally.late:
+                        tally.see_tokens(entering, leaving, attention)
                     if advance:
                         self.hidden[batch] = leaving
             give_back()
@@ -147,17 +152,43 @@ class _Tally:
         self.states: dict[Site, dict[Any, Any]] = {site: {} for site in needs}
         self.whole: dict[Any, Any] = dict.fromkeys(of_block)
         self.original: dict[Site, Tensor] = {}  # this batch's inputs in the untouched model, if anybody asked
+        asked = {statistic.on for wanted in needs.values() for statistic in wanted}
+        self.attended = "attended" in asked
+        self.late = bool(asked & LATE)
+        self.held: list[tuple[Sequence[Site], Tensor]] = []  # this batch's inputs, until then
 
     def see(self, sites: Sequence[Site], x: Tensor) -> None:
         with self.profile("statistics"):
-            done: dict[Any, Any] = {}
-            for site in sites:
-                for statistic in self.needs[site]:
-                    if statistic not in done:
-                        state = self.states[site].get(statistic) or statistic.start(site.shape, x.device)
-                        pair = (self.original[site],) if statistic.on == "pair" else ()
-                        done[statistic] = statistic.update(state, x, *pair)
-                    self.states[site][statistic] = done[statistic]
+            pair = (self.original[sites[0]],) if self.original else ()
+            self._update(sites, x, {"input": (), "pair": pair})
+            if any(statistic.on in LATE for site in sites for statistic in self.needs[site]):
+                self.held.append((sites, x))
+
+    def see_tokens(self, entering: Tensor, leaving: Tensor, attention: Attention | None) -> None:
+        """What is known of every token now that the block has answered: [windows, length, width] each."""
+        about: dict[str, tuple[Tensor, ...]] = {"passage": (entering, leaving)}
+        if attention is not None and attention.drawn is None:
+            raise ModelError("a block shows no attention over its tokens, so none of them can be weighed by what it draws")
+        if attention is not None and attention.drawn is not None:
+            about["attended"] = (attention.drawn,)
+        with self.profile("statistics"):
+            for sites, x in self.held:
+                if len(x) != entering.shape[0] * entering.shape[1]:
+                    raise CalibrationError(f"{sites[0].name} is shown some tokens only, and which ones is not known; skip it")
+                self._update(sites, x, about)
+            self.held.clear()
+
+    def _update(self, sites: Sequence[Site], x: Tensor, about: Mapping[str, tuple[Tensor, ...]]) -> None:
+        """Of the statistics those that are on something in `about`, which is what they see besides x."""
+        done: dict[Any, Any] = {}
+        for site in sites:
+            for statistic in self.needs[site]:
+                if statistic.on not in about:
+                    continue
+                if statistic not in done:
+                    state = self.states[site].get(statistic) or statistic.start(site.shape, x.device)
+                    done[statistic] = statistic.update(state, x, *about[statistic.on])
+                self.states[site][statistic] = done[statistic]
 
     def see_block(self, entering: Tensor, leaving: Tensor) -> None:
         with self.profile("statistics"):

@@ -9,11 +9,12 @@ from trimtab.formats.grouped import Grouped, check_group_size
 from trimtab.formats.lowrank import Chain, low_rank
 from trimtab.formats.masked import Masked
 from trimtab.formats.nm import NM
+from trimtab.formats.pyramid import Pyramid
 from trimtab.formats.registry import FORMATS, build, layout
 from trimtab.formats.rotated import Rotated
 from trimtab.formats.sum import Sum
 
-_OURS: tuple[type[LinearWeight], ...] = (Dense, Masked, NM, Grouped, BitPlanes, Codebook, Chain, Sum, Rotated)
+_OURS: tuple[type[LinearWeight], ...] = (Dense, Masked, NM, Grouped, BitPlanes, Codebook, Pyramid, Chain, Sum, Rotated)
 FORMATS.update({format.kind: format for format in _OURS})
 
 
@@ -31,6 +32,7 @@ __all__ = [
     "Dense",
     "Grouped",
     "Masked",
+    "Pyramid",
     "Rotated",
     "Sum",
     "build",

@@ -21,11 +21,15 @@ def plain(weight: Dense | Masked | NM) -> Tensor:
     return weight.dense().to(weight.values.dtype)
 
 
+def stored_bytes(spec: Mapping[str, Any]) -> int:
+    """What a container of this spec takes, before there is one."""
+    return sum(prod(shape) * dtype.itemsize for shape, dtype in layout(spec).values())
+
+
 def stored_bits(spec: Mapping[str, Any]) -> float:
     """Bits per weight that a container of this spec takes, to the byte, before there is one."""
-    size = sum(prod(shape) * dtype.itemsize for shape, dtype in layout(spec).values())
     out, inputs = spec["shape"]
-    return 8 * size / float(out * inputs)
+    return 8 * stored_bytes(spec) / float(out * inputs)
 
 
 def grouped_spec(shape: tuple[int, int], bits: int, group_size: int, symmetric: bool) -> dict[str, Any]:

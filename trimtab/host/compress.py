@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import Original
+from trimtab.core.kinds import Original, Storage
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe
 from trimtab.core.report import Report
@@ -108,7 +108,7 @@ def as_recipe(recipe: str | Recipe) -> Recipe:
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether any step looks at activations."""
     methods = [m for step in recipe.steps for m in (step.method, step.by) if m is not None]
-    return any(need is not Original for method in methods for need in method.needs)
+    return any(need not in (Original, Storage) for method in methods for need in method.needs)
 
 
 def peak_memory() -> int:

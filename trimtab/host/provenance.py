@@ -7,8 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+WRITTEN = ("--", ":(top)", ":(top,exclude)claims", ":(top,exclude)benchmarks/*.jsonl")  # results do not change the code
 PACKAGES = ("trimtab", "torch", "transformers")
 
 
@@ -26,15 +25,21 @@ def commit() -> str:
     """The commit the numbers belong to, with + if the tree had changes; "unknown" outside of a checkout."""
     here = Path(__file__).parent
     try:
-        name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
+        name, changed = _git(here, "rev-parse", "--short", "HEAD"), _git(here, "status", "--porcelain", "-uno", *WRITTEN)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return name.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return name + ("+" if changed else "")
+
+
+def _git(place: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on, without names."""
+    # Here, because folders are checked with this module before anything heavy is imported.
+    import torch
+
     return {
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cores": torch.get_num_threads(),

@@ -5,29 +5,33 @@ from dataclasses import asdict
 from typing import Any
 
 from trimtab.core.errors import TrimtabError
-from trimtab.core.recipe import Calibration
+from trimtab.core.progress import Progress
 from trimtab.host.processes import Say, as_child
-from trimtab.measure.claims import find_claim, run_claim
+from trimtab.measure.claims import check_claim, find_claim, run_claim, setting_of
 from trimtab.measure.side_store import Ground
 from trimtab.measure.sides import Setting
 
 
-def task_of(method: str, claim: str, setting: Setting, ground: Ground) -> dict[str, Any]:
-    """The task as JSON."""
-    return {"method": method, "claim": claim, "setting": asdict(setting), "ground": asdict(ground)}
+def task_of(
+    method: str, claim: str, setting: Setting, ground: Ground, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The task as JSON. earlier: the line of the ledger that is to be checked; None: the claim is to be run."""
+    return {"method": method, "claim": claim, "setting": asdict(setting), "ground": asdict(ground), "earlier": earlier}
 
 
 def work(task: Mapping[str, Any], say: Say) -> None:
     """Says the ledger line, or why there is none. What nobody foresaw ends the process."""
-    asked = dict(task["setting"])
-    calibration, seeds = Calibration(**asked.pop("calibration")), tuple(asked.pop("seeds"))
-    setting = Setting(**asked, calibration=calibration, seeds=seeds)
-    claim = find_claim(task["method"], task["claim"])
+    method, setting, ground, earlier = task["method"], setting_of(task), Ground(**task["ground"]), task["earlier"]
+    claim = find_claim(method, task["claim"])
+
+    def watch(now: Progress) -> None:
+        say("progress", asdict(now))
+
     try:
-        say(
-            "result",
-            run_claim(task["method"], claim, setting, lambda now: say("progress", asdict(now)), Ground(**task["ground"])),
-        )
+        if earlier is None:
+            say("result", run_claim(method, claim, setting, watch, ground))
+        else:
+            say("result", check_claim(method, claim, earlier, setting, watch, ground))
     except TrimtabError as error:
         say("error", str(error))
 

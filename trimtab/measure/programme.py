@@ -5,7 +5,7 @@ train the same small model at once would both do all the work.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,17 @@ WORKER = "trimtab.measure.claim_worker"
 
 @dataclass(frozen=True)
 class Task:
-    """One claim to be run."""
+    """One claim to be run; or, with the `earlier` line of a ledger, to be checked against it."""
 
     method: str
     claim: Claim
     setting: Setting
+    earlier: Mapping[str, Any] | None = None
+
+    @property
+    def measured(self) -> Setting:
+        """In which its sides are measured: of an earlier result only the first seed."""
+        return self.setting if self.earlier is None else replace(self.setting, seeds=self.setting.seeds[:1])
 
     def __str__(self) -> str:
         return f"{self.method}/{self.claim.name}"
@@ -97,7 +103,8 @@ def run_programme(
         watch(Progress("open", number, len(tasks), task.setting.model))
         try:
             ground = _ground(task.setting, grounds, watch)
-            ready.append(Ready(task, ground, SideStore(task.setting, ground).missing(expressions(task.claim))))
+            sides = expressions(task.claim)[task.earlier is not None :]  # the model itself is not measured again
+            ready.append(Ready(task, ground, SideStore(task.measured, ground).missing(sides)))
         except TrimtabError as error:
             heard(Outcome(task, None, str(error)))
     if ready:
@@ -121,7 +128,9 @@ def _ground(setting: Setting, known: dict[tuple[str, ...], Ground | TrimtabError
 def _run(ready: Sequence[Ready], heard: Callable[[Outcome], None], jobs: int, watch: Watcher, loud: bool) -> None:
     # Threads that wait by spinning take the cores from the other children.
     variables = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), "OMP_WAIT_POLICY": "PASSIVE"}
-    asked = [task_of(one.task.method, one.task.claim.name, one.task.setting, one.ground) for one in ready]
+    variables["TRIMTAB_KERNELS"] = "0"  # sides are measured with the matrices that formats define
+    tasks = [one.task for one in ready]
+    asked = [task_of(t.method, t.claim.name, t.setting, one.ground, t.earlier) for t, one in zip(tasks, ready, strict=True)]
     tally = _Tally(ready, watch)
     with running(WORKER, asked, jobs, variables, loud) as said:
         for now in said:

@@ -6,6 +6,8 @@ counted pays for lazy set-up. Medians, because a busy machine only ever makes th
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median, stdev
 from time import perf_counter
 from typing import Any
@@ -31,13 +33,24 @@ def decode_speed(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 32, r
         raise UsageError(f"decode_speed needs new_tokens >= 2, got {new_tokens}; the first token belongs to the prefill")
     steps = (new_tokens - 1) * len(prompt)
     rates = [steps / (ticks[-1] - ticks[1]) for ticks in _timed(model, prompt, new_tokens, repeats)]
-    return _rate("decode speed", rates, steps, _setting(model, prompt, repeats) | {"new_tokens": new_tokens})
+    return rate("decode speed", rates, steps, _setting(model, prompt, repeats) | {"new_tokens": new_tokens})
 
 
 def prefill_speed(model: PreTrainedModel, prompt: Tensor, repeats: int = 5) -> Measurement:
     """Prompt tokens per second until the first new token. Median, standard error and n as in `decode_speed`."""
     rates = [prompt.numel() / (ticks[1] - ticks[0]) for ticks in _timed(model, prompt, 1, repeats)]
-    return _rate("prefill speed", rates, prompt.numel(), _setting(model, prompt, repeats))
+    return rate("prefill speed", rates, prompt.numel(), _setting(model, prompt, repeats))
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Inside, torch shares CPU operations out among so many threads; None: as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Clock(BaseStreamer):
@@ -75,9 +88,10 @@ def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> list[float]
     return [begun, *clock.ticks[1:]]
 
 
-def _rate(name: str, rates: list[float], tokens: int, setting: dict[str, Any]) -> Measurement:
+def rate(name: str, rates: list[float], tokens: int, setting: dict[str, Any], unit: str = "tokens/s") -> Measurement:
+    """The median of `rates`, one per run; tokens: in each of them."""
     spread = MEDIAN_SPREAD * stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else math.nan
-    return Measurement(name, median(rates), spread, tokens * len(rates), "tokens/s", setting)
+    return Measurement(name, median(rates), spread, tokens * len(rates), unit, setting)
 
 
 def kernels(model: nn.Module) -> str:

@@ -1,14 +1,27 @@
 """What a model says: for a person to look at, not a number."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
 
 from trimtab.core.errors import UsageError
 from trimtab.core.seeds import Seeds
 from trimtab.measure.perplexity import evaluating
+
+if TYPE_CHECKING:
+    from trimtab.runtime import Sampling
 
 PROMPTS = (
     "The capital of France is",
@@ -37,18 +50,58 @@ def generate(
 
     chat: put the prompt into the tokenizer's chat template. Raises UsageError if there is none, or nothing to continue.
     """
-    ids = _encode(tokenizer, prompt, chat).to(model.device)
-    sampling = LogitsProcessorList([] if seed is None else [_Sampling(seed)])
+    chosen = LogitsProcessorList([] if seed is None else [_Sampling(seed)])
+    said = _continued(model, _encode(tokenizer, prompt, chat), new_tokens, chosen)
+    text: str = tokenizer.decode(said, skip_special_tokens=True)
+    return text
+
+
+def answer(
+    model: PreTrainedModel, ids: Sequence[int], new_tokens: int, sampling: "Sampling", hear: Callable[[int], None]
+) -> list[int]:
+    """The ids that follow `ids`, each handed to `hear` as it is made. The same choices as the native session offers."""
+    chosen = LogitsProcessorList()
+    if sampling.temperature > 0:
+        chosen.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        if sampling.top_k:
+            chosen.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            chosen.append(TopPLogitsWarper(sampling.top_p))
+        chosen.append(_Sampling(sampling.seed))
+    more = {"streamer": _Listener(hear), "repetition_penalty": float(sampling.repetition_penalty)}
+    return _continued(model, torch.tensor([list(ids)]), new_tokens, chosen, **more)
+
+
+def _continued(model: PreTrainedModel, ids: Tensor, new_tokens: int, chosen: LogitsProcessorList, **more: object) -> list[int]:
+    """ids: [1, length] int64."""
+    ids = ids.to(model.device)
     with evaluating(model):
         out = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=new_tokens,
-            logits_processor=sampling,
+            logits_processor=chosen,
+            **more,
         )
-    text: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    return text
+    said: list[int] = out[0, ids.shape[1] :].tolist()
+    return said
+
+
+class _Listener(BaseStreamer):
+    """Hands on every token that is made; the prompt comes through the same door first."""
+
+    def __init__(self, hear: Callable[[int], None]):
+        self.hear, self.begun = hear, False
+
+    def put(self, value: Tensor) -> None:
+        if self.begun:
+            for id in value.reshape(-1).tolist():
+                self.hear(id)
+        self.begun = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
 
 
 class _Sampling(LogitsProcessor):

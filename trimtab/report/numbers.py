@@ -6,6 +6,7 @@ from trimtab.report.document import SHARE, Estimate
 from trimtab.report.reading import shown as readable
 
 SPACE = "\N{NARROW NO-BREAK SPACE}"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MINUS = "\N{MINUS SIGN}"
 UNKNOWN = "\N{EN DASH}"
 MOST_DECIMALS = 6
@@ -134,4 +135,4 @@ def _grouped(value: float, decimals: int, trimmed: bool = False) -> str:
 
 def _scientific(value: float, decimals: int = 2) -> str:
     digits, _, power = f"{value:.{decimals}e}".partition("e")
-    return f"{digits}×10^{int(power)}".replace("-", MINUS)
+    return f"{digits}×10{str(int(power)).translate(RAISED)}".replace("-", MINUS)

@@ -7,5 +7,8 @@ from trimtab.stats.drift import Drift
 from trimtab.stats.gram import Gram
 from trimtab.stats.input_norm import InputNorm
 from trimtab.stats.moments import Moments
+from trimtab.stats.output_entropy import OutputEntropy
+from trimtab.stats.pivots import Pivots
+from trimtab.stats.weighed_gram import weighed_gram
 
-__all__ = ["AbsMax", "AbsMean", "BlockCosine", "Drift", "Gram", "InputNorm", "Moments"]
+__all__ = ["AbsMax", "AbsMean", "BlockCosine", "Drift", "Gram", "InputNorm", "Moments", "OutputEntropy", "Pivots", "weighed_gram"]

@@ -1,15 +1,16 @@
-"""What an allocator must keep: every site gets a strength, and the mean of them is what was asked for."""
+"""What an allocator must keep: every site gets a strength, and the mean or the bytes of them are what was asked for."""
 
 from typing import Any
 
 import torch
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.kinds import Allocator, Original, Seen
+from trimtab.core.kinds import Allocator, Original, Seen, Storage
 from trimtab.core.knobs import knobs
 from trimtab.core.places import Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.seeds import Seeds
+from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stream
 from trimtab.testing.checks_any import steered
 from trimtab.testing.problems import expect, settings
@@ -34,10 +35,13 @@ def serves_every_site(method: type[Allocator]) -> None:
 
 
 def meets_its_mean(method: type[Allocator]) -> None:
-    """Where it has a knob of the name that it sets, the mean over weights is that, to within half a block's step."""
+    """Where it has a knob of the name that it sets, the mean over weights is that, to within half a block's step.
+
+    Not where it needs `Storage`: then the budget is one of bytes.
+    """
     for made in settings(method):
         target = made.knobs().get(made.knob)
-        if target is None:
+        if target is None or Storage in made.needs:
             continue
         sites, strengths = _allocated(made)
         weights = {s: s.shape[0] * s.shape[1] for s in sites}
@@ -45,6 +49,21 @@ def meets_its_mean(method: type[Allocator]) -> None:
         mean = sum(strengths[s] * n for s, n in weights.items()) / sum(weights.values())
         step = (max(strengths.values()) - min(strengths.values())) / blocks
         expect(abs(mean - target) <= step / 2 + 1e-9, f"{made} gives {mean:.4f} on average")
+
+
+def takes_the_bytes_it_promises(method: type[Allocator]) -> None:
+    """As many as were known before anything was seen, if it says so, and not more than `bits` per weight, if it has that."""
+    for made in settings(method):
+        if Storage not in made.needs:
+            continue
+        _, sites, storage = _bench(made)
+        promised = made.promises(sites, storage)
+        _, strengths = _allocated(made)
+        sizes = [storage.tensors(site, strengths[site]) for site in sites]
+        taken = sum(size for size in sizes if size is not None)
+        expect(promised is None or taken == promised, f"{made} takes {taken} bytes and promised {promised}")
+        most = made.knobs().get("bits", 64.0) * sum(s.shape[0] * s.shape[1] for s in sites) / 8
+        expect(taken <= most, f"{made} takes {taken} bytes, more than {most:.1f}")
 
 
 def depends_on_nothing_but_the_seed(method: type[Allocator]) -> None:
@@ -64,13 +83,19 @@ def is_the_same_after_saving(method: type[Allocator]) -> None:
 
 @torch.no_grad()
 def _allocated(method: Any, seed: int = 0) -> tuple[list[Site], dict[Site, Any]]:
-    model = tiny("llama")
-    anatomy = Anatomy.of(model)
+    anatomy, sites, storage = _bench(method)
+    return sites, method.allocate(sites, _seen(method, anatomy, sites, storage, seed))
+
+
+def _bench(method: Allocator) -> tuple[Anatomy, list[Site], Storage]:
+    """A tiny model, the matrices of its blocks, and what the allocator would be told of their sizes."""
+    anatomy = Anatomy.of(tiny("llama"))
     sites = [s for s in anatomy.sites if s.block is not None]
-    return sites, method.allocate(sites, _seen(method, anatomy, sites, seed))
+    recipe = Recipe((Step(steered(method)(), by=method),))
+    return anatomy, sites, Files(anatomy, recipe, [sites], packed=False).storage(1, sites)
 
 
-def _seen(method: Allocator, anatomy: Anatomy, sites: list[Site], seed: int) -> Seen:
+def _seen(method: Allocator, anatomy: Anatomy, sites: list[Site], storage: Storage, seed: int) -> Seen:
     of_block = [n for n in method.needs if getattr(n, "on", "") == "block"]
     of_site = [n for n in method.needs if getattr(n, "on", "") == "input"]
     stream = Stream(anatomy, shown(anatomy.model))  # type: ignore[arg-type]
@@ -86,6 +111,8 @@ def _seen(method: Allocator, anatomy: Anatomy, sites: list[Site], seed: int) -> 
     values |= {n: torch.stack(v) for n, v in values.items() if isinstance(v, list)}
     if Original in method.needs:
         values[Original] = {s: anatomy.weight(s).dense() for s in sites}
+    if Storage in method.needs:
+        values[Storage] = storage
     return Seen(values, Seeds(seed).at("allocator"))
 
 
@@ -93,6 +120,7 @@ CHECKS = (
     sets_a_knob_that_exists,
     serves_every_site,
     meets_its_mean,
+    takes_the_bytes_it_promises,
     depends_on_nothing_but_the_seed,
     is_the_same_after_saving,
 )

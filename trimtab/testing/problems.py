@@ -66,12 +66,19 @@ def seen(method: Method, problem: Layer, seed: int = 0) -> Seen:
             values[need] = problem.weight.clone()
             continue
         on = getattr(need, "on", "")
-        expect(on in ("input", "pair"), f"`needs` has {need.__name__}, which a linear method is not shown")
+        about = _about(problem.x)
+        expect(on in about, f"`needs` has {need.__name__}, which a linear method is not shown")
         shape = (problem.weight.shape[0], problem.weight.shape[1])
         state = need.start(shape, problem.x.device)  # type: ignore[attr-defined]
-        original = (problem.x * DRIFTED,) if on == "pair" else ()
-        values[need] = need.finish(need.update(state, problem.x, *original))  # type: ignore[attr-defined]
+        values[need] = need.finish(need.update(state, problem.x, *about[on]))  # type: ignore[attr-defined]
     return Seen(values, Seeds(seed).at("method"))
+
+
+def _about(x: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """What a statistic is shown besides x [tokens, in], by what it is on: all tokens are one window, later ones draw less."""
+    entering = x[None]
+    drawn = 1 / torch.arange(1, len(x) + 1)[None]
+    return {"input": (), "pair": (x * DRIFTED,), "passage": (entering, entering * DRIFTED), "attended": (drawn,)}
 
 
 def solve(method: LinearMethod, problem: Layer, weight: LinearWeight | None = None) -> LinearWeight:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.kinds import LinearWeight
-from trimtab.formats import NM, BitPlanes, Chain, Codebook, Dense, Grouped, Masked, Rotated, Sum, low_rank
+from trimtab.formats import NM, BitPlanes, Chain, Codebook, Dense, Grouped, Masked, Pyramid, Rotated, Sum, low_rank
 from trimtab.tensors.hadamard import largest_block
 
 
@@ -24,6 +24,7 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         *(bitplanes(out, in_, count, generator) for count in (1, 2, 3)),
         codebook(out, in_, generator, books=1, entries=16, dim=1),
         codebook(out, in_, generator, books=2, entries=13, dim=_divisor(in_, 8), scaled=True),
+        *(pyramid(out, in_, pulses, radius_bits, generator) for pulses, radius_bits in ((1, 1), (5, 3), (40, 8))),
         _thin(out, in_, generator),
         Chain((Dense(_matrix(out, in_, generator)), grouped(in_, in_, 4, generator))),
         Sum((grouped(out, in_, 3, generator), _thin(out, in_, generator))),
@@ -75,6 +76,18 @@ def codebook(
         return Codebook(codes, book)
     size = _divisor(in_, 16)
     return Codebook(codes, book, torch.rand(out, in_ // size, generator=generator).half(), size)
+
+
+def pyramid(out: int, in_: int, pulses: int, radius_bits: int, generator: torch.Generator) -> Pyramid:
+    """Random points, lengths and scales."""
+    size = _divisor(in_, 16)
+    places = torch.randint(0, size, (out, in_ // size, pulses), generator=generator)
+    counts = torch.nn.functional.one_hot(places, size).sum(2)
+    signs = 1 - 2 * torch.randint(0, 2, counts.shape, generator=generator)
+    codes = _codes((out, in_ // size), 2**radius_bits, generator)
+    radii = torch.rand(2**radius_bits, generator=generator).half()
+    scale = torch.randn(out, generator=generator).half()
+    return Pyramid((counts * signs).to(torch.int16).view(out, in_), codes, radii, scale, size)
 
 
 def rotated(inner: LinearWeight, generator: torch.Generator) -> Rotated:

@@ -28,6 +28,10 @@ class Matrix {
   // weight: [out, in] of this type.
   static Matrix dense(Bytes weight, Store store, int64_t out, int64_t in);
 
+  // The same type rounded to `bits` per weight, in groups of `group` inputs: w ~ (code - 2^(bits - 1)) * scale, where the entry
+  // that is largest in magnitude is met exactly but for the scale's own rounding. Weights must be finite.
+  static Matrix rounded(Bytes weight, Store store, int64_t out, int64_t in, int64_t bits, int64_t group);
+
   const Tiles& tiles() const { return tiles_; }
   int64_t bytes() const { return tiles_.tiles * tiles_.tile_bytes; }  // that one product reads
 

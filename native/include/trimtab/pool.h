@@ -3,6 +3,9 @@
 // Work is handed out in small chunks, claimed one by one, and a job is over when its chunks are done, not when all threads have
 // looked: a thread that the system has put aside delays nobody as long as it holds no chunk. Idle threads spin for some
 // microseconds, because the next product follows at once, and then sleep, because other programs want the core.
+//
+// A job may have several phases, each of which sees all that the ones before it did. Whoever does the last chunk of a phase opens
+// the next, so nobody waits for a thread that holds no chunk, and the caller is not asked in between.
 #pragma once
 
 #include <atomic>
@@ -10,11 +13,17 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 
 namespace trimtab {
 
 // Cores this process may run on.
 int cores();
+
+// Of one phase: chunks of at most `chunk` make up [0, total).
+struct Phase {
+  int64_t total, chunk;
+};
 
 class Pool {
  public:
@@ -26,22 +35,31 @@ class Pool {
   // is using the pool, the caller works alone.
   template <class Work>
   void run(int threads, int64_t total, int64_t chunk, Work&& work) {
-    auto call = [](void* context, int64_t begin, int64_t end, int worker) noexcept {
-      (*static_cast<std::remove_reference_t<Work>*>(context))(begin, end, worker);
+    const Phase only{total, chunk};
+    run_phases(threads, &only, 1, [&work](int, int64_t begin, int64_t end, int worker) { work(begin, end, worker); });
+  }
+
+  // work(phase, begin, end, worker) for all of every phase, phase after phase.
+  template <class Work>
+  void run_phases(int threads, const Phase* phases, int count, Work&& work) {
+    auto call = [](void* context, int phase, int64_t begin, int64_t end, int worker) noexcept {
+      (*static_cast<std::remove_reference_t<Work>*>(context))(phase, begin, end, worker);
     };
-    run_job(threads, Job{call, &work, total, chunk});
+    run_job(threads, Job{call, &work, phases, count});
   }
 
  private:
-  using Call = void (*)(void* context, int64_t begin, int64_t end, int worker) noexcept;
+  using Call = void (*)(void* context, int phase, int64_t begin, int64_t end, int worker) noexcept;
   struct Job {
     Call call;
     void* context;
-    int64_t total, chunk;
+    const Phase* phases;
+    int count;
   };
 
-  void run_job(int threads, Job job);
-  void publish(const Job& job, int64_t chunks, int threads);
+  void run_job(int threads, const Job& job);
+  void start(const Job& job, int threads);
+  void open(int phase);
   bool claim(int worker);
   void work(int worker);
   void sleep(uint64_t seen);
@@ -50,8 +68,10 @@ class Pool {
   std::atomic<uint64_t> state_{0};
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> context_{nullptr};
+  std::atomic<const Phase*> phases_{nullptr};  // read by whoever opens a phase, while the caller keeps them
   std::atomic<int64_t> total_{0}, chunk_{0}, chunks_{0}, done_{0};
-  std::atomic<int> limit_{0}, sleepers_{0};
+  std::atomic<int> phase_{0}, count_{0}, limit_{0}, sleepers_{0};
+  std::atomic<bool> over_{true};
   int workers_ = 0;
   std::mutex busy_, mutex_;
   std::condition_variable wake_;

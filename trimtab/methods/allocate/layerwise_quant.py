@@ -1,7 +1,8 @@
 """Layer-Wise Quantization: whole blocks at the high or the low bit width, the influential ones high.
 
 LIM importance = 1 - mean_t cos(block input_t, block output_t).  ZD importance = -(share of the block's weights whose z-score
-exceeds 1).  For an average of `bits` between `low` and `high`, round(blocks * (bits - low) / (high - low)) blocks get `high`.
+exceeds 1).  For an average of `bits` between `low` and `high`, round(blocks * (bits - low) / (high - low)) blocks get `high`;
+here `bits` are those of codes, as the paper counts, and not stored ones.
 Dumitru et al., 2024 (arXiv:2406.17415). Ties: the earlier block counts as more important.
 """
 
@@ -18,6 +19,7 @@ from trimtab.core.kinds import Allocator, Original, Seen
 from trimtab.core.knobs import choice, count, number
 from trimtab.core.places import Site
 from trimtab.stats import BlockCosine
+from trimtab.tensors.allocation import best
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class LayerwiseQuant(Allocator):
         importance = self._importance(blocks, sites, seen)
         share = (self.bits - self.low) / (self.high - self.low)
         ranking = sorted(range(len(blocks)), key=lambda i: (-float(importance[i]), i))
-        high = {blocks[i] for i in ranking[: round(len(blocks) * share)]}
-        return {s: self.high if s.block in high else self.low for s in sites}
+        worth = {i: [0, len(blocks) - place] for place, i in enumerate(ranking)}
+        chosen = best([[0, 1]] * len(blocks), [worth[i] for i in range(len(blocks))], round(len(blocks) * share))
+        bits = {block: (self.low, self.high)[at] for block, at in zip(blocks, chosen, strict=True)}
+        return {s: bits[s.block] for s in sites if s.block is not None}
 
     def _importance(self, blocks: Sequence[int], sites: Sequence[Site], seen: Seen) -> Tensor:
         if self.order == "random":

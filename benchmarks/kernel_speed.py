@@ -1,8 +1,8 @@
 """How fast packed weights are streamed through one product: GB/s, and the share of what this memory gives to plain reading.
 
-    python benchmarks/kernels.py                         the shapes of three models, all formats, about two minutes
-    python benchmarks/kernels.py --quick                 one shape of each kind, half a minute
-    python benchmarks/kernels.py --instructions avx2     another instruction set
+    python benchmarks/kernel_speed.py                       the shapes of three models, all formats, about two minutes
+    python benchmarks/kernel_speed.py --quick               one shape of each kind, half a minute
+    python benchmarks/kernel_speed.py --instructions avx2   another instruction set
 
 Every kernel is compared with `dense()` in float64 first; on a mismatch its speed is not measured. Reading and products take
 turns, so a machine that other programs use slows both. Matrices of one shape are repeated until they are several times the last

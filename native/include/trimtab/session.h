@@ -1,0 +1,110 @@
+// One conversation with a model: its cache of keys and values, and the steps that turn tokens into logits.
+//
+// A model is compiled once into a list of steps (program.h), and a run is one job of the thread pool whose phases are these
+// steps: threads enter once per token. Many tokens at once go through the same steps with larger batches.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "trimtab/cache.h"
+#include "trimtab/linear.h"
+#include "trimtab/model.h"
+#include "trimtab/pool.h"
+#include "trimtab/program.h"
+#include "trimtab/sampling.h"
+
+namespace trimtab {
+
+struct Options {
+  int threads = 1;  // more than cores are as many as there are cores
+  Activations activations = Activations::int16;
+  Kept kept = Kept::bfloat16;
+  int64_t chunk = 256;  // tokens that are read at once, at most
+};
+
+class Session {
+ public:
+  // Throws std::invalid_argument for a model whose sizes disagree.
+  Session(std::shared_ptr<const Model> model, const Kernels& kernels, const Options& options);
+  ~Session();
+
+  // Reads ids after all that was there. logits: [vocabulary] of the last position, or [count, vocabulary] with `every`, or null.
+  // Throws std::invalid_argument (no token, id or length out of range) before anything changes, std::runtime_error if the logits
+  // are not finite numbers, or if another thread is using the session.
+  void read(const int32_t* ids, int64_t count, float* logits, bool every);
+
+  // Appends up to `count` tokens to `made`; ends after one of `stop`, or when the context is full. They are part of the
+  // conversation from then on. There must be something to continue. Throws as `read` does.
+  void generate(Sampler& sampler, int64_t count, const std::vector<int32_t>& stop, std::vector<int32_t>& made);
+
+  int64_t length() const { return static_cast<int64_t>(history_.size()); }
+  // Forgets what comes after the first `length` tokens.
+  void truncate(int64_t length);
+
+  int64_t cache_bytes() const { return cache_.bytes(); }
+  const Model& model() const { return *model_; }
+  const Options& options() const { return options_; }
+
+ private:
+  struct Worker;
+  // Tokens that go through the steps together. offset: the first of them, in the buffers.
+  struct Run {
+    int64_t tokens = 1, position = 0, offset = 0;
+    const int32_t* ids = nullptr;
+    float* logits = nullptr;
+    int64_t splits = 1;  // of the positions that one token looks at
+  };
+
+  void catch_up(float* logits, bool every);
+  void run(Run run, std::size_t first, std::size_t last);
+  Phase main_phase(const Run& run, const Step& step) const;
+  void prepare(const Run& run, const Step& step, int64_t begin, int64_t end, Worker& worker);
+  void work(const Run& run, const Step& step, int64_t begin, int64_t end, Worker& worker, int64_t stamp);
+
+  void begin_token(const Run& run, int64_t token);
+  void make_inputs(const Run& run, const Step& step, uint8_t* memory, int64_t begin, int64_t end, uint8_t* scratch);
+  void make_input(const Run& run, const Input& input, int64_t token, float* to, uint8_t* scratch) const;
+  void merge_splits(const Run& run, const Input& input, float* to) const;
+  void multiply(const Run& run, const Step& step, uint8_t* memory, int64_t begin, int64_t end, uint8_t* scratch);
+
+  // Heads of queries that share a key/value head, and tokens. split: of the positions, where one token looks at them in parts.
+  struct Queries {
+    int64_t first_head, heads, first_token, tokens, split;
+  };
+  void take_head(const Run& run, const Layer& layer, const Norm& norm, const float* from, int64_t token, float* to) const;
+  void keep(const Run& run, const Step& step, int64_t token, int64_t head, Worker& worker);
+  void attend_one(const Run& run, const Step& step, int64_t item, Worker& worker);
+  void attend_many(const Run& run, const Step& step, int64_t item, Worker& worker);
+  void attend(const Run& run, const Step& step, const Queries& queries, Worker& worker);
+
+  bool own(const Run& run, const Input& input) const { return !input.plain() || (input.head && run.tokens == 1); }
+  int64_t place(const Run& run, const Step& step, std::size_t input) const;
+  int64_t integers_place(const Run& run, const Step& step, std::size_t index) const;
+  float* buffer(int id) const { return reinterpret_cast<float*>(buffers_[static_cast<std::size_t>(id)].data()); }
+  const Layer& layer(const Step& step) const { return model_->layers[static_cast<std::size_t>(step.layer)]; }
+  float* turns(const Run& run, int64_t rope, int64_t token) const;
+  void make_room(int64_t tokens);
+
+  std::shared_ptr<const Model> model_;
+  const Kernels& kernels_;
+  const Functions& functions_;
+  Options options_;
+  Program program_;
+  Cache cache_;
+  std::vector<int32_t> history_;
+  int64_t read_ = 0;       // tokens of history_ whose keys and values are in the cache
+  bool has_logits_ = false;  // of the last token of history_
+  int64_t runs_ = 0;
+  int64_t room_ = 0;         // tokens that the buffers are made for
+  int64_t most_turns_ = 0;   // frequencies of a rope, at most
+  int64_t widest_head_ = 0;  // padded
+  std::vector<Phase> phases_;
+  std::vector<Buffer> buffers_;
+  Buffer logits_, turns_, spare_, shared_, splits_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+  std::mutex busy_;
+};
+
+}  // namespace trimtab

@@ -1,0 +1,150 @@
+"""Packed weights of every format, narrowed layers and rounded heads answer as the same folder does in torch."""
+
+import numpy as np
+import pytest
+import torch
+from runtime_problems import distance, prompt
+
+from trimtab.core.seeds import Seeds
+from trimtab.engine import surgery
+from trimtab.formats import Dense, Grouped, Rotated
+from trimtab.host.checkpoint import save
+from trimtab.runtime import Unsupported
+from trimtab.runtime.hadamard import base
+from trimtab.tensors import hadamard
+from trimtab.tensors.rounding import fit
+from trimtab.testing.tiny import tiny
+from trimtab.testing.weights import examples
+
+LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+LINEARS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def rounded(dense, bits=4, group_size=32):
+    groups = dense.detach().float().view(len(dense), -1, group_size)
+    return Grouped.on_grid(fit(groups, bits), groups, symmetric=False)
+
+
+def pack(model, paths, make):
+    """make(dense [out, in], number of the path) at each of these modules."""
+    for number, path in enumerate(paths):
+        module = model.get_submodule(path)
+        transposed = type(module).__name__ == "Conv1D"
+        dense = module.weight.detach().T if transposed else module.weight.detach()
+        surgery.place(model, path, make(dense.contiguous(), number), module.bias, transposed=transposed)
+
+
+def compare(folder, exact, expected, bound=2e-4):
+    ids = prompt()
+    _, reference = expected(folder, ids)
+    runtime = exact(folder)
+    assert distance(runtime.session().prefill(ids, every=True), reference) < bound
+    stepped = runtime.session()
+    assert distance(np.stack([stepped.step(id) for id in ids]), reference) < bound
+    return runtime
+
+
+def test_every_format_and_composition(tmp_path, exact, expected):
+    """One product of a model at a time, so that a random weight does not drown what comes before it."""
+    draw = Seeds(0).at("examples")
+    square, wide = examples(64, 64, draw), examples(64, 128, draw)
+    for number, (first, second) in enumerate(zip(square, wide, strict=True)):
+        model = tiny("llama", num_hidden_layers=1)
+        surgery.place(model, "model.layers.0.self_attn.o_proj", first)
+        surgery.place(model, "model.layers.0.mlp.down_proj", second)
+        save(model, None, tmp_path / str(number))
+        compare(tmp_path / str(number), exact, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "phi3", "gpt_neox", "olmo2", "gemma3"])
+def test_a_whole_model_of_codes(name, tmp_path, exact, expected):
+    """Fused matrices are taken apart by rows, transposed ones are stored as [out, in] once they are packed."""
+    model = tiny(name)
+    inside = [path for path, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and "head" not in path]
+    pack(model, [path for path in inside if path != "embed_out"], lambda dense, _: rounded(dense))
+    save(model, None, tmp_path / "model")
+    compare(tmp_path / "model", exact, expected)
+
+
+def test_rounded_activations_stay_close(tmp_path, exact, expected):
+    model = tiny("llama")
+    pack(model, [f"model.layers.{i}.{name}" for i in range(4) for name in LINEARS], lambda dense, _: rounded(dense))
+    save(model, None, tmp_path / "model")
+    ids = prompt(60)
+    _, reference = expected(tmp_path / "model", ids)
+    for activations, bound in (("int16", 1e-3), ("int8", 5e-2)):
+        runtime = exact(tmp_path / "model", activations=activations)
+        whole = runtime.session().prefill(ids, every=True)
+        assert 1e-7 < distance(whole, reference) < bound
+        stepped = runtime.session()
+        assert distance(np.stack([stepped.step(id) for id in ids]), whole) < 1e-5
+        if activations == "int16":
+            assert (whole.argmax(-1) == reference.argmax(-1)).all()
+
+
+def test_products_that_share_inputs_may_have_other_groups(tmp_path, exact, expected):
+    model = tiny("llama")
+    sizes = (8, 16, 32, 64)
+    paths = [f"model.layers.{i}.{name}" for i in range(4) for name in LINEARS]
+    pack(model, paths, lambda dense, number: rounded(dense, 2 + number % 7, sizes[number % 4]))
+    save(model, None, tmp_path / "model")
+    compare(tmp_path / "model", exact, expected)
+    ids = prompt()
+    _, reference = expected(tmp_path / "model", ids)
+    assert distance(exact(tmp_path / "model", activations="int16").session().prefill(ids, every=True), reference) < 1e-3
+
+
+def test_layers_may_be_narrower_than_the_config_says(tmp_path, exact, expected):
+    """Neurons of one layer, and a key/value head of another with its queries."""
+    model = tiny("llama")
+    for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        path = f"model.layers.1.mlp.{name}"
+        surgery.place(model, path, Dense(model.get_submodule(path).weight.detach().narrow(axis, 0, 50).contiguous()))
+    attention = model.model.layers[2].self_attn
+    for name, axis, kept in (("q_proj", 0, 32), ("k_proj", 0, 16), ("v_proj", 0, 16), ("o_proj", 1, 32)):
+        weight = getattr(attention, name).weight.detach().narrow(axis, 0, kept).contiguous()
+        surgery.place(model, f"model.layers.2.self_attn.{name}", Dense(weight))
+    save(model, None, tmp_path / "model")
+    compare(tmp_path / "model", exact, expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_rounded_head(bits, folder_of, exact, expected):
+    folder, ids = folder_of("llama"), prompt()
+    _, reference = expected(folder, ids)
+    plain, narrow = exact(folder), exact(folder, head_bits=bits)
+    off = distance(narrow.session().prefill(ids, every=True), reference)
+    assert 1e-4 < off < {8: 0.01, 4: 0.15}[bits]
+    assert narrow.head_bits == bits
+    assert narrow.bytes_per_token < plain.bytes_per_token
+
+
+def test_float32_that_holds_bfloat16_is_read_as_such(tmp_path, exact, expected):
+    model = tiny("llama").bfloat16().float()
+    save(model, None, tmp_path / "model")
+    runtime = compare(tmp_path / "model", exact, expected)
+    linears = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    assert runtime.bytes_per_token < 2.5 * linears
+
+
+@pytest.mark.parametrize("block", [12, 20, 24, 36, 44, 48, 64, 60, 576, 1536, 5632])
+def test_rotations_are_those_of_the_format(block):
+    """H = base (x) Sylvester, as `tensors.hadamard` builds it."""
+    core = base(block).astype(np.float64)
+    whole = core
+    while len(whole) < block:
+        whole = np.kron(whole, [[1.0, 1.0], [1.0, -1.0]])
+    if block <= 600:
+        assert np.array_equal(whole / np.sqrt(block), hadamard.hadamard(block).numpy())
+    assert np.array_equal(core @ core.T, len(core) * np.eye(len(core)))
+
+
+def test_a_rotation_on_a_field_that_is_not_covered(tmp_path, exact):
+    with pytest.raises(Unsupported, match="field of 27 elements"):
+        base(28)
+    model = tiny("llama", hidden_size=56, num_attention_heads=4, num_key_value_heads=2, head_dim=14)
+    path = "model.layers.0.mlp.up_proj"
+    surgery.place(model, path, Rotated(Dense(torch.randn(128, 56, generator=Seeds(0).at("weight"))), 56))
+    save(model, None, tmp_path / "model")
+    with pytest.raises(Unsupported, match="field of 27 elements"):
+        exact(tmp_path / "model")
