@@ -54,21 +54,15 @@ Batch sized(const Tiles& m, int64_t tokens, int digits) {
   Batch b{};
   b.tokens = tokens;
   b.digits = digits;
-  if (m.store == Store::bfloat16) {
-    b.width = ceil_to(m.in, 2);
-    const int64_t whole = tokens / kVector * kVector;  // kVector is a multiple of any bundle
-    memory.grow(static_cast<std::size_t>((whole + kVector) * b.width * 2));
-    std::memset(memory.data() + whole * b.width * 2, 0, static_cast<std::size_t>(kVector * b.width * 2));
-    b.q = reinterpret_cast<const int8_t*>(memory.data());
-    return b;
-  }
   b.width = m.groups * m.padded;
   b.blocks = ceil_to(m.padded, kBlock) / kBlock;
+  if (m.store == Store::bfloat16) b.width = ceil_to(m.in, 2);
   return b;
 }
 
 // Whether this product can be taken from bfloat16 activations without rounding them.
-bool as_bfloats(const Tiles& m, const float* x, int64_t tokens, const Kernels& k) {
+bool as_bfloats([[maybe_unused]] const Tiles& m, [[maybe_unused]] const float* x, [[maybe_unused]] int64_t tokens,
+                [[maybe_unused]] const Kernels& k) {
 #if defined(TRIMTAB_X86)
   if (m.store != Store::bfloat16 || tokens < 2 || m.tiles < 3) return false;
   if (!k.bfloats || !__builtin_cpu_supports("avx512bf16")) return false;
@@ -91,18 +85,23 @@ bool as_bfloats(const Tiles& m, const float* x, int64_t tokens, const Kernels& k
 
 int64_t fast_scratch(const Tiles& m, int64_t tokens) {
   if (tokens == 1) return 0;
-  if (m.store != Store::codes) return kSheaf * kRows * ceil_to(tokens < kFlock ? tokens : kFlock, kVector) * 4;
+  if (m.store != Store::codes) return kSheaf * kRows * ceil_to(tokens < kFlock ? tokens : kFlock, kWidestBundle) * 4;
   const int64_t groups = panel_groups(m) < m.groups ? panel_groups(m) : m.groups;
   return kSheaf * kRows * (groups * m.parts * m.padded + (tokens < kFlock ? tokens : kFlock) * 4);
 }
 
 int64_t batch_bytes(const Tiles& m, int64_t tokens, int digits) {
+  if (m.store == Store::bfloat16) return ceil_to(tokens, kWidestBundle) * ceil_to(m.in, 2) * 2;
   const Parts parts(sized(m, tokens, digits), m.groups);
   return parts.q + 2 * parts.blocks + parts.groups;
 }
 
 Batch lay_out(const Tiles& m, int64_t tokens, int digits, uint8_t* memory) {
   Batch b = sized(m, tokens, digits);
+  if (m.store == Store::bfloat16) {
+    b.q = reinterpret_cast<const int8_t*>(memory);
+    return b;
+  }
   const Parts parts(b, m.groups);
   b.q = reinterpret_cast<const int8_t*>(memory);
   b.scale = reinterpret_cast<const float*>(memory += parts.q);
@@ -147,16 +146,16 @@ void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* b
   if (threads > cores()) threads = cores();
   Pool& pool = Pool::shared();
   Workspace& space = workspace();
-  const bool exact = m.store == Store::codes ? activations == Activations::exact : !as_bfloats(m, x, tokens, k);
-  const int64_t each = exact ? exact_scratch(tokens) : fast_scratch(m, tokens);
+  const bool floats = m.store == Store::codes ? activations == Activations::exact : !as_bfloats(m, x, tokens, k);
+  const int64_t each = floats ? exact_scratch(tokens) : fast_scratch(m, tokens);
   space.scratch.grow(static_cast<std::size_t>(each * threads));
   uint8_t* const scratch = space.scratch.data();
   // Small chunks, so that a thread that is held up holds up little; whole sheaves where tiles are unpacked together.
   int64_t chunk = m.tiles / (threads * 8);
-  if (!exact && tokens > 1) chunk = chunk / kSheaf * kSheaf;
-  if (chunk < 1) chunk = !exact && tokens > 1 ? kSheaf : 1;
+  if (!floats && tokens > 1) chunk = chunk / kSheaf * kSheaf;
+  if (chunk < 1) chunk = !floats && tokens > 1 ? kSheaf : 1;
 
-  if (exact) {
+  if (floats) {
     pool.run(threads, m.tiles, chunk, [&](int64_t begin, int64_t end, int worker) {
       k.exact(m, x, tokens, bias, y, begin, end, scratch + worker * each);
     });

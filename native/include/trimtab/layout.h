@@ -33,6 +33,7 @@ constexpr int64_t kStrip = 256;  // columns that are unpacked to floats at a tim
 constexpr int64_t kSheaf = 6;    // tiles that are unpacked together where there are many tokens
 constexpr int64_t kPanel = 256;  // columns of them, about: what stays in the first cache
 constexpr int64_t kFlock = 256;  // tokens that pass while they are unpacked
+constexpr int64_t kWidestBundle = 8;  // tokens that a kernel multiplies at once, at most
 constexpr int kMostParts = 8;
 
 enum class Store : int { codes, float32, float16, bfloat16 };
@@ -61,6 +62,8 @@ struct Tiles {
 
 // Activations of several tokens as integers with a scale per block: x ~ scale * q, and q in one or two signed bytes.
 // One byte: q in +-127. Two: q = 128 * high + low in +-16319; every operation on a byte is then exact in all instruction sets.
+//
+// For a bfloat16 matrix there is only q: bfloat16 [bundle][pair of columns][token][2], the last bundle filled up with zeros.
 //
 // Tokens are taken in bundles of as many as a kernel multiplies at once, and lie so that it reads them with one pointer: every
 // array is [bundle][...][token of the bundle]. Bundles are full, then halves of halves for the tokens that remain; since all

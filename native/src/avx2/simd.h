@@ -71,8 +71,12 @@ inline Floats from_bytes(const uint8_t* p) {
   const __m128i bytes = load_16(p);
   return to_floats({_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))});
 }
+inline Floats from_bfloats(const uint8_t* p) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16(p)), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16(p + 16)), 16))};
+}
 // Two columns: 16 rows x 2 bfloat16.
-inline void from_bfloats(const uint8_t* p, Floats& first, Floats& second) {
+inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
   const __m256i a = load_half(p), b = load_half(p + 32), high = _mm256_set1_epi32(static_cast<int32_t>(0xffff0000));
   first = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
   second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};

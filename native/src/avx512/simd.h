@@ -56,8 +56,12 @@ inline Floats negated(Floats a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0
 inline Floats from_bytes(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+inline Floats from_bfloats(const uint8_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
 // Two columns: 16 rows x 2 bfloat16.
-inline void from_bfloats(const uint8_t* p, Floats& first, Floats& second) {
+inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
   const __m512i pairs = _mm512_loadu_si512(p);
   first.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
   second.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));

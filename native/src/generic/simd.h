@@ -102,8 +102,16 @@ inline Floats from_bytes(const uint8_t* p) {
   for (int r = 0; r < 16; ++r) made.v[r] = p[r];
   return made;
 }
+inline Floats from_bfloats(const uint8_t* p) {
+  Floats made;
+  for (int r = 0; r < 16; ++r) {
+    const uint32_t bits = static_cast<uint32_t>(p[2 * r] | p[2 * r + 1] << 8) << 16;
+    __builtin_memcpy(&made.v[r], &bits, 4);
+  }
+  return made;
+}
 // Two columns: 16 rows x 2 bfloat16.
-inline void from_bfloats(const uint8_t* p, Floats& first, Floats& second) {
+inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
   for (int r = 0; r < 16; ++r) {
     const uint32_t low = static_cast<uint32_t>(p[4 * r] | p[4 * r + 1] << 8) << 16;
     const uint32_t high = static_cast<uint32_t>(p[4 * r + 2] | p[4 * r + 3] << 8) << 16;
