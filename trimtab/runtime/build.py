@@ -33,7 +33,10 @@ class Built:
 
 
 def build(folder: Path, head_bits: int, context: int | None) -> Built:
-    """head_bits: 32 leaves a plain head as it is stored, 16 rounds one that is wider to bfloat16. Raises `Unsupported` and `ModelError`."""
+    """head_bits: 32 leaves a plain head as it is stored, 16 makes one that is wider bfloat16, 8 and 4 make codes.
+
+    Raises `Unsupported` and `ModelError`.
+    """
     config = read_config(folder)
     source = Source(folder, _modules(config, folder), open_tensors(folder))
     known = facts(config)

@@ -94,7 +94,7 @@ def linear(weight: Weight, bias: NDArray[np.float32] | None = None) -> Any:
 
 
 def rounded(weight: Weight, bits: int) -> Any:
-    """A plain matrix in `bits` per weight, symmetric, in groups of 64 inputs or the largest part of 64 that fits; 16: bfloat16."""
+    """A plain matrix as bfloat16 (16), or as symmetric codes of 8 or 4 bits in groups of 64 inputs or a part of 64 that fits."""
     data, dtype = _floats(weight)
     out, in_ = weight.shape
     if bits == 16:
@@ -280,7 +280,9 @@ def _whole_numbers(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[Any]
     """[rows, bytes] of little-endian bit streams -> [rows * n] numbers: uint64, or Python's own where they are longer."""
     stream = np.unpackbits(packed, axis=-1, bitorder="little")[:, : n * bits].reshape(-1, bits)
     if bits > 62:
-        return np.array([int.from_bytes(row.tobytes(), "little") for row in np.packbits(stream, axis=-1, bitorder="little")], object)
+        return np.array(
+            [int.from_bytes(row.tobytes(), "little") for row in np.packbits(stream, axis=-1, bitorder="little")], object
+        )
     filled = np.zeros((len(stream), 64), np.uint8)
     filled[:, :bits] = stream
     return np.packbits(filled, axis=-1, bitorder="little").view("<u8")[:, 0]
