@@ -41,13 +41,27 @@ Workspace& workspace() {
   return space;
 }
 
-struct Parts {
-  int64_t q, blocks, groups;  // bytes
+// Whether tables of 64 bytes can be looked up at once.
+bool has_tables() {
+#if defined(TRIMTAB_X86)
+  static const bool there = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512vbmi") != 0;
+  }();
+  return there;
+#else
+  return false;
+#endif
+}
 
-  Parts(const Batch& b, int64_t groups)
+struct Parts {
+  int64_t q, blocks, groups, tables;  // bytes
+
+  Parts(const Tiles& m, const Batch& b, int64_t groups)
       : q(ceil_to(b.tokens * b.digits * b.width, kVector)),
         blocks(ceil_to(b.tokens * groups * b.blocks * 4, kVector)),
-        groups(ceil_to(b.tokens * groups * 4, kVector)) {}
+        groups(ceil_to(b.tokens * groups * 4, kVector)),
+        tables(planes(m) && b.tokens == 1 && has_tables() ? b.width * 8 : 0) {}
 };
 
 Batch sized(const Tiles& m, int64_t tokens, int digits) {
@@ -92,8 +106,8 @@ int64_t fast_scratch(const Tiles& m, int64_t tokens) {
 
 int64_t batch_bytes(const Tiles& m, int64_t tokens, int digits) {
   if (m.store == Store::bfloat16) return ceil_to(tokens, kWidestBundle) * ceil_to(m.in, 2) * 2;
-  const Parts parts(sized(m, tokens, digits), m.groups);
-  return parts.q + 2 * parts.blocks + parts.groups;
+  const Parts parts(m, sized(m, tokens, digits), m.groups);
+  return parts.q + 3 * parts.blocks + parts.groups + parts.tables;
 }
 
 Batch lay_out(const Tiles& m, int64_t tokens, int digits, uint8_t* memory) {
@@ -102,11 +116,14 @@ Batch lay_out(const Tiles& m, int64_t tokens, int digits, uint8_t* memory) {
     b.q = reinterpret_cast<const int8_t*>(memory);
     return b;
   }
-  const Parts parts(b, m.groups);
+  const Parts parts(m, b, m.groups);
   b.q = reinterpret_cast<const int8_t*>(memory);
   b.scale = reinterpret_cast<const float*>(memory += parts.q);
   b.block_sum = reinterpret_cast<const int32_t*>(memory += parts.blocks);
-  b.group_sum = reinterpret_cast<const float*>(memory + parts.blocks);
+  b.group_sum = reinterpret_cast<const float*>(memory += parts.blocks);
+  if (!parts.tables) return b;
+  b.tables = memory += parts.groups;
+  b.block_half = reinterpret_cast<const int32_t*>(memory + parts.tables);
   return b;
 }
 

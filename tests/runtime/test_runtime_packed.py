@@ -8,7 +8,7 @@ from runtime_problems import distance, prompt
 from trimtab.core.errors import ModelError
 from trimtab.core.seeds import Seeds
 from trimtab.engine import surgery
-from trimtab.formats import Dense, Grouped, Pyramid, Rotated
+from trimtab.formats import BitPlanes, Dense, Grouped, Pyramid, Rotated
 from trimtab.host.checkpoint import save
 from trimtab.runtime import Runtime, Unsupported, weights
 from trimtab.runtime.folder import Stored
@@ -26,6 +26,15 @@ LINEARS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 def rounded(dense, bits=4, group_size=32):
     groups = dense.detach().float().view(len(dense), -1, group_size)
     return Grouped.on_grid(fit(groups, bits), groups, symmetric=False)
+
+
+def planes(dense, count, group_size=32):
+    """Uniform levels between the extremes of a group, as sums of scaled planes."""
+    groups = dense.detach().float().view(len(dense), -1, group_size)
+    low = groups.amin(-1)
+    step = (groups.amax(-1) - low) / (2**count - 1)
+    codes = ((groups - low[..., None]) / step[..., None]).round().byte().view(dense.shape)
+    return BitPlanes(codes, (step[..., None] * 2 ** torch.arange(count)).half(), low.half(), group_size)
 
 
 def pack(model, paths, make):
@@ -83,6 +92,20 @@ def test_rounded_activations_stay_close(tmp_path, exact, expected):
         assert distance(np.stack([stepped.step(id) for id in ids]), whole) < 1e-5
         if activations == "int16":
             assert (whole.argmax(-1) == reference.argmax(-1)).all()
+
+
+def test_planes_share_inputs_with_codes_of_the_same_groups(tmp_path, exact, expected):
+    """One token of planes may go through tables that codes do not have."""
+    model = tiny("llama")
+    paths = [f"model.layers.{i}.{name}" for i in range(4) for name in LINEARS]
+    pack(model, paths, lambda dense, n: planes(dense, 3 + n % 2) if n % 3 else rounded(dense, 3 + n % 2 * 2))
+    save(model, None, tmp_path / "model")
+    ids = prompt()
+    _, reference = expected(tmp_path / "model", ids)
+    session = exact(tmp_path / "model", activations="int16").session()
+    stepped = np.stack([session.step(id) for id in ids])
+    assert distance(stepped, reference) < 1e-3
+    assert distance(stepped, exact(tmp_path / "model", activations="int16").session().prefill(ids, every=True)) < 1e-5
 
 
 def test_products_that_share_inputs_may_have_other_groups(tmp_path, exact, expected):

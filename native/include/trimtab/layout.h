@@ -77,6 +77,10 @@ struct Batch {
   const float* scale;        // [bundle][group * blocks + block][token]; NaN where an activation is not finite
   const int32_t* block_sum;  // [bundle][group * blocks + block][token], sum of q
   const float* group_sum;    // [bundle][group][token], sum of scale * q
+  // Of one token, for bit planes, where kernels look sums up; otherwise null. A byte of a plane at column `j` of its quad holds 4
+  // quads in 4 bits: what these add up to is in 16 numbers, less `half` of what all 4 add up to, so that 16 bits are enough.
+  const uint8_t* tables;      // [16 columns][low and high byte][j][bits]
+  const int32_t* block_half;  // [group * blocks + block], sum of the halves
 };
 
 static constexpr int64_t granule_of(int bits) { return bits & 1 ? 32 : 16; }

@@ -6,6 +6,7 @@ constexpr int64_t kPrefetch = 1024;
 constexpr int kTokens = 4, kExactTokens = 2, kTall = 1;
 constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
+constexpr bool kLooksUp = false;
 
 struct Codes {
   __m256i a, b;  // rows 0 to 7, rows 8 to 15
@@ -151,7 +152,9 @@ struct Sums<8> {
   Ints total() const { return {a, b}; }
 };
 
-// Never called: there is no kTallDots.
+// Never called: there is neither kLooksUp nor kTallDots.
+template <int Vectors>
+Ints looked_up(const uint8_t*, const uint8_t*);
 template <int Digits>
 void tall_dots(const uint8_t*, int64_t, int64_t, const int8_t*, Ints*);
 

@@ -6,6 +6,7 @@ constexpr int64_t kPrefetch = 4096;  // beyond a page of memory, where the proce
 constexpr int kTokens = 8, kExactTokens = 8, kTall = 3;
 constexpr bool kTallDots = true;
 constexpr bool kInPlace = true;
+constexpr bool kLooksUp = true;  // where there are tables: linear.cc makes them if the processor has VBMI
 
 struct Codes {
   __m512i v;
@@ -88,6 +89,30 @@ struct Sums {
   void add(Codes codes, Quad q) { sums = _mm512_dpbusd_epi32(sums, codes.v, q.v); }
   Ints total() const { return {sums}; }
 };
+
+inline __m512i from_table(__m512i index, const uint8_t* table) {
+  __m512i made;
+  asm("vpermb %2, %1, %0" : "=v"(made) : "v"(index), "m"(*reinterpret_cast<const __m512i*>(table)));
+  return made;
+}
+
+// Sums of one block of a plane, `Vectors` of 32 columns: 16 rows x 4 bytes, each with 2 x 4 columns. See Batch::tables.
+template <int Vectors>
+inline Ints looked_up(const uint8_t* p, const uint8_t* tables) {
+  const __m512i ones = _mm512_set1_epi8(1), nibble = _mm512_set1_epi8(15), place = _mm512_set1_epi32(0x30201000);
+  __m512i low[2], high[2];
+  for (int i = 0; i < 2; ++i) low[i] = high[i] = _mm512_setzero_si512();
+  for (int v = 0; v < Vectors; ++v, p += kVector, tables += 4 * kVector) {
+    const __m512i codes = _mm512_loadu_si512(p);
+    const __m512i index[2] = {_mm512_ternarylogic_epi32(codes, nibble, place, 0xea),
+                              _mm512_ternarylogic_epi32(_mm512_srli_epi16(codes, 4), nibble, place, 0xea)};
+    for (int i = 0; i < 2; ++i) {
+      low[i] = _mm512_dpbusd_epi32(low[i], from_table(index[i], tables + 2 * i * kVector), ones);
+      high[i] = _mm512_dpbusd_epi32(high[i], ones, from_table(index[i], tables + (2 * i + 1) * kVector));
+    }
+  }
+  return {_mm512_add_epi32(_mm512_slli_epi32(_mm512_add_epi32(high[0], high[1]), 8), _mm512_add_epi32(low[0], low[1]))};
+}
 
 // The innermost loop of prefill: a block of 3 tiles, `apart` bytes from each other, times 8 tokens. 24 sums, 3 vectors of weights
 // and an activation fill the registers, and are laid down here: GCC 12 keeps such sums in memory as well, at half the speed.

@@ -6,6 +6,7 @@ constexpr int64_t kPrefetch = 1024;
 constexpr int kTokens = 4, kExactTokens = 4, kTall = 1;
 constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
+constexpr bool kLooksUp = false;
 
 struct Codes {
   uint8_t v[64];
@@ -161,7 +162,9 @@ struct Sums {
   Ints total() const { return sums; }
 };
 
-// Never called: there is no kTallDots.
+// Never called: there is neither kLooksUp nor kTallDots.
+template <int Vectors>
+Ints looked_up(const uint8_t*, const uint8_t*);
 template <int Digits>
 void tall_dots(const uint8_t*, int64_t, int64_t, const int8_t*, Ints*);
 
