@@ -21,6 +21,7 @@ from trimtab.core.places import Site
 from trimtab.core.report import Profile
 from trimtab.engine.attention import Attention
 from trimtab.engine.memory import give_back
+from trimtab.engine.passes import compiled_attention
 
 Needs = Mapping[Site, Sequence[type[Statistic]]]
 Stats = dict[type, Tensor]
@@ -90,7 +91,7 @@ class Stream:
         tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
         outputs = advance or bool(of_block) or tally.late
         if outputs or tally.needs or beside:
-            with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
+            with self._forward(block):
                 for batch, entering in enumerate(self.hidden):
                     if beside:
                         tally.original = beside.step(block, batch, tuple(tally.needs))
@@ -115,7 +116,7 @@ class Stream:
 
     def advance(self, block: int) -> None:
         """Replace the hidden states by the outputs of the block as it is now."""
-        with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
+        with self._forward(block):
             for batch in range(len(self.hidden)):
                 self.hidden[batch] = self.drive(block, batch)
         give_back()
@@ -128,6 +129,13 @@ class Stream:
         with _replaced(self.anatomy.blocks, stand_ins), _cast(_outside(self.anatomy), torch.float32):
             logits: Tensor = self.anatomy.model(ids, use_cache=False).logits
         return logits
+
+    @contextmanager
+    def _forward(self, block: int) -> Iterator[None]:
+        """Inside, the block computes as this stream does."""
+        parameters = self.anatomy.blocks[block].parameters()
+        with _cast(parameters, self.compute), self.profile("forward"), compiled_attention(self.compute):
+            yield
 
     def _record(self, ids: Tensor, shared: "_Shared") -> None:
         blocks = self.anatomy.blocks
