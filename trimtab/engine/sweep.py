@@ -94,6 +94,7 @@ class Stream:
             with self._forward(block):
                 for batch, entering in enumerate(self.hidden):
                     if beside:
+                        tally.tokens = entering.shape[0] * entering.shape[1]
                         tally.original = beside.step(block, batch, tuple(tally.needs))
                     attention = Attention(*entering.shape[:2]) if tally.attended else None
                     with Watch(self.anatomy, tuple(tally.needs), tally.see, stop=not outputs), attention or nullcontext():
@@ -160,6 +161,7 @@ class _Tally:
         self.states: dict[Site, dict[Any, Any]] = {site: {} for site in needs}
         self.whole: dict[Any, Any] = dict.fromkeys(of_block)
         self.original: dict[Site, Tensor] = {}  # this batch's inputs in the untouched model, if anybody asked
+        self.tokens = 0  # of this batch
         asked = {statistic.on for wanted in needs.values() for statistic in wanted}
         self.attended = "attended" in asked
         self.late = bool(asked & LATE)
@@ -167,10 +169,20 @@ class _Tally:
 
     def see(self, sites: Sequence[Site], x: Tensor) -> None:
         with self.profile("statistics"):
-            pair = (self.original[sites[0]],) if self.original else ()
-            self._update(sites, x, {"input": (), "pair": pair})
-            if any(statistic.on in LATE for site in sites for statistic in self.needs[site]):
+            asked = {statistic.on for site in sites for statistic in self.needs[site]}
+            self._update(sites, x, {"input": (), **({"pair": (self._pair(sites[0], x),)} if "pair" in asked else {})})
+            if asked & LATE:
                 self.held.append((sites, x))
+
+    def _pair(self, site: Site, x: Tensor) -> Tensor:
+        """The same tokens in the untouched model. An expert is routed tokens of its own in each of the two models."""
+        original = self.original.get(site)
+        if original is None or not len(original) == len(x) == self.tokens:
+            raise CalibrationError(
+                f"{site.name} is shown some tokens only, not the same ones before and after compression, and the method pairs "
+                "them; skip the experts, or use a method without pairs, such as gptq"
+            )
+        return original
 
     def see_tokens(self, entering: Tensor, leaving: Tensor, attention: Attention | None) -> None:
         """What is known of every token now that the block has answered: [windows, length, width] each."""
