@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": {"core"},
     "tensors": {"tensors"},
     "formats": {"formats", "core", "tensors"},
-    "stats": {"stats", "core", "tensors"},
+    "stats": {"stats", "core", "tensors", "kernels"},
     "kernels": {"kernels", "core", "formats"},
     "runtime": {"runtime", "core"},
     "anatomy": {"anatomy", "core", "formats"},

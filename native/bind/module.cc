@@ -18,6 +18,7 @@ namespace nb = nanobind;
 using namespace trimtab;
 
 void bind_session(nb::module_& module);
+void bind_passes(nb::module_& module);
 
 namespace {
 
@@ -142,4 +143,5 @@ NB_MODULE(trimtab_native, module) {
   module.def("instruction_sets", instruction_sets);
   module.def("cores", cores);
   bind_session(module);
+  bind_passes(module);
 }

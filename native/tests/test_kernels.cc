@@ -339,6 +339,7 @@ int main(int count, char** arguments) {
   fuzz(random, 100 * rounds);
   pool(300 * rounds);
   phases(100 * rounds);
+  passes_tests(random, rounds);
   session_tests(random, rounds);
   for (int round = 0; round < rounds; ++round) narrowed(random);
   products(random, rounds);

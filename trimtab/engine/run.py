@@ -39,6 +39,7 @@ from trimtab.engine.folding import fold
 from trimtab.engine.memory import kept_heap
 from trimtab.engine.narrowing import narrows
 from trimtab.engine.packed_linear import nothing_kept_unpacked
+from trimtab.engine.passes import notes
 from trimtab.engine.plan import plan, resolve
 from trimtab.engine.preserving import preserved
 from trimtab.engine.references import Matrices, others
@@ -104,6 +105,7 @@ def run(
         with torch.no_grad(), fast_products(), kept_heap(), nothing_kept_unpacked():
             for steps in _phases(recipe.steps):
                 _RUNNERS[kind(type(steps[0][1].method))](bench, steps)
+        bench.notes += notes(model, compute) if "forward" in bench.profile.seconds else []
     finally:
         model.train(training)
     return bench

@@ -3,7 +3,7 @@
 namespace {
 
 constexpr int64_t kPrefetch = 1024;
-constexpr int kTokens = 4, kExactTokens = 2, kTall = 1;
+constexpr int kTokens = 4, kExactTokens = 2, kTall = 1, kAtOnce = 1;
 constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
 constexpr bool kLooksUp = false;
@@ -63,6 +63,14 @@ inline Floats add(Floats c, Floats d) { return {_mm256_add_ps(c.a, d.a), _mm256_
 inline Floats sub(Floats c, Floats d) { return {_mm256_sub_ps(c.a, d.a), _mm256_sub_ps(c.b, d.b)}; }
 inline Floats mul(Floats c, Floats d) { return {_mm256_mul_ps(c.a, d.a), _mm256_mul_ps(c.b, d.b)}; }
 inline Floats fma(Floats c, Floats d, Floats e) { return {_mm256_fmadd_ps(c.a, d.a, e.a), _mm256_fmadd_ps(c.b, d.b, e.b)}; }
+// d where one of the two is NaN.
+inline Floats larger(Floats c, Floats d) { return {_mm256_max_ps(c.a, d.a), _mm256_max_ps(c.b, d.b)}; }
+// 2^n from n + 1.5 * 2^23, for whole n from -126 to 127.
+inline __m256 power_of_two(__m256 shifted) {
+  const __m256i bias = _mm256_set1_epi32(127 - 0x4b400000);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(shifted), bias), 23));
+}
+inline Floats power_of_two(Floats shifted) { return {power_of_two(shifted.a), power_of_two(shifted.b)}; }
 inline Floats negated(Floats c) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(c.a, sign), _mm256_xor_ps(c.b, sign)};

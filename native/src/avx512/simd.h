@@ -3,7 +3,7 @@
 namespace {
 
 constexpr int64_t kPrefetch = 4096;  // beyond a page of memory, where the processor's own guess ends
-constexpr int kTokens = 8, kExactTokens = 8, kTall = 3;
+constexpr int kTokens = 8, kExactTokens = 8, kTall = 3, kAtOnce = 4;
 constexpr bool kTallDots = true;
 constexpr bool kInPlace = true;
 constexpr bool kLooksUp = true;  // where there are tables: linear.cc makes them if the processor has VBMI
@@ -53,6 +53,13 @@ inline Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Floats sub(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Floats mul(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// b where one of the two is NaN.
+inline Floats larger(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+// 2^n from n + 1.5 * 2^23, for whole n from -126 to 127.
+inline Floats power_of_two(Floats shifted) {
+  const __m512i bias = _mm512_set1_epi32(127 - 0x4b400000);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(shifted.v), bias), 23))};
+}
 inline Floats negated(Floats a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 inline Floats from_bytes(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};

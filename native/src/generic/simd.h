@@ -3,7 +3,7 @@
 namespace {
 
 constexpr int64_t kPrefetch = 1024;
-constexpr int kTokens = 4, kExactTokens = 4, kTall = 1;
+constexpr int kTokens = 4, kExactTokens = 4, kTall = 1, kAtOnce = 1;
 constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
 constexpr bool kLooksUp = false;
@@ -93,6 +93,21 @@ inline Floats mul(Floats a, Floats b) {
 inline Floats fma(Floats a, Floats b, Floats c) {  // two roundings: a fused one would be a call without the instruction
   for (int r = 0; r < 16; ++r) c.v[r] += a.v[r] * b.v[r];
   return c;
+}
+// b where one of the two is NaN.
+inline Floats larger(Floats a, Floats b) {
+  for (int r = 0; r < 16; ++r) b.v[r] = a.v[r] > b.v[r] ? a.v[r] : b.v[r];
+  return b;
+}
+// 2^n from n + 1.5 * 2^23, for whole n from -126 to 127.
+inline Floats power_of_two(Floats shifted) {
+  for (float& v : shifted.v) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &v, 4);
+    bits = (bits - 0x4b400000u + 127u) << 23;
+    __builtin_memcpy(&v, &bits, 4);
+  }
+  return shifted;
 }
 inline Floats negated(Floats a) {
   for (float& v : a.v) v = -v;
