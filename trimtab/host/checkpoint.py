@@ -9,7 +9,7 @@ are checked, and every tensor must be used. After that it is an ordinary transfo
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,16 @@ def save(
     overwrite: bool = False,
     max_shard_size: int | str = "4GB",
     receipt: str | None = None,
+    ready: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes the model as `folder`: tokenizer, recipe.yaml, README.md (`card`), receipt.json and the manifest trimtab.json.
 
+    ready: called with the finished folder before it is given its name.
     Raises `UsageError` before any work if the target cannot be written, `ModelError` if a tensor is not finite or would not
     find its place on loading.
     """
     needs = sum(tensor.nbytes for tensor in _distinct(model).values())
-    with publish(folder, overwrite, needs) as partial:
+    with publish(folder, overwrite, needs, ready) as partial:
         modules = _checked(model)
         _announce(model, modules)
         # The layout of older checkpoints merges and splits matrices by name; packed ones have other names.

@@ -3,8 +3,10 @@
 import hashlib
 import resource
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,16 @@ from trimtab.data.windows import calibration_windows
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
 from trimtab.engine.references import named
+from trimtab.engine.resume import UNKEPT
 from trimtab.engine.run import run
 from trimtab.host.card import model_card, receipt
-from trimtab.host.checkpoint import load, save
+from trimtab.host.checkpoint import load, local_folder, save
 from trimtab.host.gguf_import import history, resolve_model
+from trimtab.host.identity import identity
+from trimtab.host.keeping import EVERY, Keeping, state_of
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_target, ensure_space
+from trimtab.host.store import Store, held
 
 
 @dataclass(frozen=True)
@@ -52,42 +58,110 @@ def compress(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     watch: Watcher = unwatched,
+    resume: bool = True,
+    fresh: bool = False,
+    checkpoint_every: float = EVERY,
 ) -> Compressed:
     """Compress a model and, with `out`, write it as an ordinary Hugging Face folder.
 
     model: folder, hub name, `asset:smollm2-135m`, or a model in memory (changed in place; give its tokenizer too).
     recipe: a `Recipe`, an expression such as "gptq(bits=3)", or the path of a .yaml file.
     packed: store sparse results compactly instead of as plain matrices with zeros. dtype: what is not compressed is cast to.
-    Raises `UsageError` (and its kinds) before any weight moves if the request does not fit; the output is all or nothing.
+    resume: keep the state of the work in `OUT.partial`, at most every `checkpoint_every` seconds, and go on from what a stopped
+    process left there; fresh: forget that first. For a model in memory, or without `out`, nothing is kept.
+    Raises `UsageError` (and its kinds) before any weight moves if the request does not fit, if another process writes there, or
+    if what is kept there belongs to another job; the output is all or nothing.
     """
-    recipe = as_recipe(recipe)
+    asked = _Asked(model, as_recipe(recipe), tokenizer, packed, dtype, device, watch)
+    if out is None:
+        return _carried_out(asked, None, None)
+    with _state(out) as folder:
+        keeping = Keeping(Store(folder), fresh, checkpoint_every) if resume and isinstance(model, str | Path) else None
+        if keeping is None or not keeping.is_finished(Path(out)):
+            check_target(out, overwrite)
+        done = _carried_out(asked, Path(out), keeping)
+        if done.folder is None:
+            done = _written(asked, done, out, overwrite, keeping)
+        if keeping is not None:
+            keeping.store.clear()
+        return done
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request, its recipe understood."""
+
+    model: str | Path | PreTrainedModel
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase | None
+    packed: bool
+    dtype: torch.dtype | None
+    device: str | torch.device | None
+    watch: Watcher
+
+    @property
+    def name(self) -> str:
+        if isinstance(self.model, str | Path):
+            return str(self.model)
+        return self.model.config.name_or_path or type(self.model).__name__
+
+
+@contextmanager
+def _state(out: str | Path) -> Iterator[Path]:
+    """The folder of the state beside `out`, held. Raises `UsageError` where another process holds it or nothing can be made."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder := state_of(out)))
+        except OSError as error:
+            raise UsageError(f"cannot write beside {out}: {error.strerror}") from error
+        yield folder
+
+
+def _carried_out(asked: _Asked, out: Path | None, keeping: Keeping | None) -> Compressed:
+    """Everything but writing the result; from where a stopped process was, if it left something."""
+    asked.watch(Progress("load", 0, 1, asked.name))
+    model, tokenizer, notes = _opened(asked.model, asked.tokenizer, asked.dtype, asked.device)
+    expected = planned(Anatomy.of(model), asked.recipe, asked.packed)
     if out is not None:
-        check_target(out, overwrite)
-    name = str(model) if isinstance(model, str | Path) else model.config.name_or_path or type(model).__name__
-    watch(Progress("load", 0, 1, name))
-    model, tokenizer, notes = _opened(model, tokenizer, dtype, device)
-    expected = planned(Anatomy.of(model), recipe, packed)
-    if out is not None:
-        ensure_space(Path(out), expected.bytes_after or expected.bytes_before)
-    batches = _batches(model, tokenizer, recipe)
-    bench = run(model, recipe, batches, watch, packed, {n: load(resolve_model(n), device)[0] for n in named(recipe)})
+        ensure_space(out, expected.bytes_after or expected.bytes_before)
+    batches = _batches(model, tokenizer, asked.recipe)
+    bases = {name: resolve_model(name) for name in named(asked.recipe)}
+    if keeping is not None:
+        notes += keeping.begin(_identity(asked, batches, bases))
+        if out is not None and keeping.is_finished(out):
+            return Compressed(load(out, asked.device, "auto")[0], tokenizer, keeping.report, expected, out)
+        if keeping.folder is not None:
+            model = load(keeping.folder, asked.device, "auto")[0]
+    others = {name: load(folder, asked.device)[0] for name, folder in bases.items()}
+    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT)
     report = Report(
-        name,
-        recipe.to_dict(),
+        asked.name,
+        asked.recipe.to_dict(),
         bench.receipts,
-        notes=[*notes, *bench.notes],
+        notes=[*notes, *bench.notes, *([keeping.stopped] if keeping and keeping.stopped else [])],
         profile=dict(bench.profile.seconds),
         peak_memory=peak_memory(),
-        seeded=bench.drew or needs_calibration(recipe),
-        shown=_shown(recipe, batches),
+        seeded=bench.drew or needs_calibration(asked.recipe),
+        shown=_shown(asked.recipe, batches),
         made=provenance(),
     )
-    if out is None:
-        return Compressed(model, tokenizer, report, expected)
-    watch(Progress("save", 0, 1, str(out)))
-    folder = save(model, tokenizer, out, recipe.yaml(), model_card(report), overwrite, receipt=receipt(report))
-    watch(Progress("save", 1, 1, str(out)))
-    return Compressed(model, tokenizer, report, expected, folder)
+    return Compressed(model, tokenizer, report, expected)
+
+
+def _identity(asked: _Asked, batches: Sequence[Tensor], bases: Mapping[str, str]) -> dict[str, Any]:
+    folder = local_folder(resolve_model(str(asked.model)))
+    places = {name: local_folder(place) for name, place in bases.items()}
+    return identity(folder, places, asked.recipe, batches, asked.dtype, asked.packed, asked.device)
+
+
+def _written(asked: _Asked, done: Compressed, out: str | Path, overwrite: bool, keeping: Keeping | None) -> Compressed:
+    asked.watch(Progress("save", 0, 1, str(out)))
+    report = done.report
+    ready = None if keeping is None else partial(keeping.published, report=report.json())
+    card, what = model_card(report), receipt(report)
+    folder = save(done.model, done.tokenizer, out, asked.recipe.yaml(), card, overwrite, receipt=what, ready=ready)
+    asked.watch(Progress("save", 1, 1, str(out)))
+    return replace(done, folder=folder)
 
 
 def plan(
