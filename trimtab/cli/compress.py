@@ -72,7 +72,7 @@ def compress(
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
-        _plan(model, steps, dtype, packed, json, quiet, verbose)
+        _plan(model, steps, out, dtype, packed, json, quiet, verbose)
         return
     if out is None:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
@@ -127,16 +127,20 @@ def folder_size(model: str) -> float | None:
     return file_bytes(folder).value if folder.is_dir() else None
 
 
-def _plan(model: str, recipe: "Recipe", dtype: str | None, packed: bool, json: bool, quiet: bool, verbose: bool) -> None:
+def _plan(
+    model: str, recipe: "Recipe", out: str | None, dtype: str | None, packed: bool, json: bool, quiet: bool, verbose: bool
+) -> None:
     with working(quiet, verbose) as watch:
         watch(Progress("load", 0, 1, model))
-        from trimtab.host.compress import plan
+        from trimtab.host.compress import ahead
 
-        found = plan(model, recipe, dtype=dtype_of(dtype), packed=packed)
+        found = ahead(model, recipe, out, dtype=dtype_of(dtype), packed=packed)
     if json:
         show.as_json(found.json())
     else:
-        show.plan(found)
+        show.plan(found.plan)
+        show.forecast(found)
+    found.check()
 
 
 def _help(ctx: typer.Context, method: str | None) -> None:

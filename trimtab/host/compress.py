@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from trimtab.host.checkpoint import load, local_folder, save
 from trimtab.host.gguf_import import history, resolve_model
 from trimtab.host.identity import identity
 from trimtab.host.keeping import EVERY, Keeping, state_of
+from trimtab.host.preflight import Preflight, preflight
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_target, ensure_space
 from trimtab.host.store import Store, held
@@ -121,7 +123,10 @@ def _carried_out(asked: _Asked, out: Path | None, keeping: Keeping | None) -> Co
     """Everything but writing the result; from where a stopped process was, if it left something."""
     asked.watch(Progress("load", 0, 1, asked.name))
     model, tokenizer, notes = _opened(asked.model, asked.tokenizer, asked.dtype, asked.device)
-    expected = planned(Anatomy.of(model), asked.recipe, asked.packed)
+    source = None if isinstance(asked.model, PreTrainedModel) else local_folder(resolve_model(str(asked.model)))
+    before = preflight(model, asked.recipe, asked.packed, source)
+    before.check()
+    expected = before.plan
     if out is not None:
         ensure_space(out, expected.bytes_after or expected.bytes_before)
     batches = _batches(model, tokenizer, asked.recipe)
@@ -170,6 +175,22 @@ def plan(
     """What `compress` would do, step by step, and the size of the result. Changes nothing."""
     opened, _, _ = _opened(model, None, dtype, None)
     return planned(Anatomy.of(opened), as_recipe(recipe), packed)
+
+
+def ahead(
+    model: str | Path,
+    recipe: str | Recipe,
+    out: str | Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    packed: bool = False,
+) -> Preflight:
+    """What `compress` would do and take: memory, seconds (rehearsed on one block and one batch), disk. Changes nothing."""
+    begun = perf_counter()
+    opened, _, _ = _opened(model, None, dtype, None)
+    took = perf_counter() - begun
+    folder = local_folder(resolve_model(str(model)))
+    return preflight(opened, as_recipe(recipe), packed, folder, out, rehearse=True, opened=took)
 
 
 def as_recipe(recipe: str | Recipe) -> Recipe:

@@ -68,7 +68,7 @@ def publish(
 
 def ensure_space(folder: Path, needs: int) -> None:
     """Raises `UsageError` if the disk that `folder` is (or will be) on has less than `needs` bytes free."""
-    where = _existing(folder)
+    where = existing(folder)
     free = shutil.disk_usage(where).free
     if needs and needs + SLACK > free:
         raise UsageError(f"{folder} needs {_size(needs)} but {_size(free)} are free there; choose another disk or make room")
@@ -225,7 +225,8 @@ def _sibling(target: Path, what: str) -> Path:
     return target.parent / f".{target.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
@@ -241,7 +242,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def _full(target: Path, needs: int) -> UsageError:
-    free = shutil.disk_usage(_existing(target)).free
+    free = shutil.disk_usage(existing(target)).free
     wanted = f"it needs {_size(needs)}, {_size(free)} are free" if needs else f"{_size(free)} are free"
     return UsageError(f"the disk of {target} is full: {wanted}; nothing was published, make room and try again")
 
