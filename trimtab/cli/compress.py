@@ -58,6 +58,7 @@ def compress(
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Keep and take up what a stopped run left.")] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what a stopped run left, and start over.")] = False,
     checkpoint_every: Annotated[float | None, typer.Option(min=0, help="Seconds between commits of the state.")] = None,
+    offload: Annotated[str | None, typer.Option(metavar="DIR", help="Keep blocks and activations there, not in memory.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
     json: Json = False,
@@ -72,11 +73,13 @@ def compress(
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
-        _plan(model, steps, out, dtype, packed, json, quiet, verbose)
+        _plan(model, steps, {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload}, json, quiet, verbose)
         return
     if out is None:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
     how: dict[str, Any] = {"packed": packed, "overwrite": overwrite, "resume": resume, "fresh": fresh}
+    if offload is not None:
+        how["offload"] = offload
     if checkpoint_every is not None:
         how["checkpoint_every"] = checkpoint_every
     with _stoppable(out), working(quiet, verbose, resumable=True) as watch:
@@ -127,14 +130,12 @@ def folder_size(model: str) -> float | None:
     return file_bytes(folder).value if folder.is_dir() else None
 
 
-def _plan(
-    model: str, recipe: "Recipe", out: str | None, dtype: str | None, packed: bool, json: bool, quiet: bool, verbose: bool
-) -> None:
+def _plan(model: str, recipe: "Recipe", how: dict[str, Any], json: bool, quiet: bool, verbose: bool) -> None:
     with working(quiet, verbose) as watch:
         watch(Progress("load", 0, 1, model))
         from trimtab.host.compress import ahead
 
-        found = ahead(model, recipe, out, dtype=dtype_of(dtype), packed=packed)
+        found = ahead(model, recipe, **how)
     if json:
         show.as_json(found.json())
     else:

@@ -56,9 +56,9 @@ class Shown:
         return -(-self.tokens // (self.length * self.batch))
 
 
-def memory(anatomy: Anatomy, recipe: Recipe, shelved: bool = True) -> list[Expected]:
-    """By step. shelved: blocks that are not worked on take no memory, as `Shelf` has it where there is a disk."""
-    held = sum(t.nbytes for t in tensors(anatomy.model))
+def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Expected]:
+    """By step, on a machine with a disk for what is not worked on. offloaded: the blocks and the activations never leave it."""
+    held = outside(anatomy) if offloaded else sum(t.nbytes for t in tensors(anatomy.model))
     shown = Shown.by(recipe)
     found = []
     for step in recipe.steps:
@@ -66,13 +66,21 @@ def memory(anatomy: Anatomy, recipe: Recipe, shelved: bool = True) -> list[Expec
         data = [n for n in wanted if is_statistic(n)]
         pairs = any(getattr(n, "on", "") == "pair" for n in data)
         if not data:
-            found.append(Expected(str(step), held + _work(anatomy, step)))
+            block = max(sum(p.nbytes for p in b.parameters()) for b in anatomy.blocks) if offloaded else 0
+            found.append(Expected(str(step), held + block + _work(anatomy, step)))
             continue
-        weights = 0 if shelved and isinstance(step.method, LinearMethod) else held
-        streams = (2 if pairs else 1) * shown.tokens * _width(anatomy) * shown.compute.itemsize
+        weights = 0 if isinstance(step.method, LinearMethod) and not offloaded else held
+        tokens = 2 * shown.batch * shown.length if offloaded else shown.tokens
+        streams = (2 if pairs else 1) * tokens * _width(anatomy) * shown.compute.itemsize
         block = max(_block(anatomy, number, shown, len(data)) for number in range(len(anatomy.blocks)))
         found.append(Expected(str(step), max(held, weights + streams + block + _work(anatomy, step))))
     return found
+
+
+def outside(anatomy: Anatomy) -> int:
+    """Bytes of the model's tensors that are in no block."""
+    inside = {id(p) for p in anatomy.blocks.parameters()}
+    return sum(t.nbytes for t in tensors(anatomy.model) if id(t) not in inside)
 
 
 def _block(anatomy: Anatomy, block: int, shown: Shown, statistics: int) -> int:

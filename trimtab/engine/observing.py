@@ -12,7 +12,6 @@ from trimtab.core.kinds import Original, Seen, Storage
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress
 from trimtab.engine.references import Matrices
-from trimtab.engine.sweep import Stream
 
 if TYPE_CHECKING:
     from trimtab.engine.run import Bench
@@ -39,7 +38,7 @@ def observe(
     of_site = [n for n in needs if is_statistic(n) and n.on == "input"]  # type: ignore[attr-defined]
     found: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
     if of_block or of_site:
-        stream = Stream(anatomy, bench.batches, bench.profile, bench.compute)
+        stream = bench.stream(anatomy)
         for block in range(len(anatomy.blocks)):
             bench.watch(Progress("observe", block, len(anatomy.blocks)))
             wanted = {s: of_site for s in sites if s.block == block}

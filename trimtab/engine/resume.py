@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Part = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, and JSON about them
 WEIGHTS, STREAM, HELD = "weights.", "stream.", "held"  # names of parts
 MASK = "held:"  # within a part of weights
+PIECE = 1 << 26  # bytes of activations in one part
 
 
 class Keeper(Protocol):
@@ -102,17 +104,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Begun:
-    """A phase that an earlier process was in. strengths: by step and site name; hidden: by stream and batch."""
+    """A phase that an earlier process was in. strengths: by step and site name; keeper: has the activations."""
 
     blocks: int
     strengths: Mapping[int, Mapping[str, Any]]
-    hidden: Sequence[Sequence[Tensor]]
+    keeper: Keeper
 
     def take_up(self, streams: Sequence[Stream]) -> None:
         """Give the streams, which begin at the first block, the activations they had."""
-        for stream, kept in zip(streams, self.hidden, strict=False):
-            for batch, hidden in enumerate(kept):
-                stream.hidden[batch] = hidden.to(stream.hidden[batch].device)
+        for name in [n for n in self.keeper.names() if n.startswith(STREAM)]:
+            stream = streams[int(name.split(".")[1])]
+            for batch, hidden in self.keeper.part(name)[0].items():
+                stream.hidden[int(batch)] = hidden.to(stream.hidden[int(batch)].device)
 
 
 def take_up(bench: Bench) -> int:
@@ -141,11 +144,9 @@ def _recall(bench: Bench, record: Mapping[str, Any]) -> None:
     names = bench.keeper.names()
     for name in sorted(n for n in names if n.startswith(WEIGHTS)):
         _put_back(bench, anatomy, bench.keeper.part(name))
-    hidden = [list(bench.keeper.part(n)[0].items()) for n in sorted(n for n in names if n.startswith(STREAM))]
-    in_order = [[tensor for _, tensor in sorted(kept, key=lambda pair: int(pair[0]))] for kept in hidden]
     strengths = {int(step): chosen for step, chosen in record["strengths"].items()}
     bench.place = Place(record["base"], record["phase"], record["blocks"], strengths)
-    bench.begun = Begun(record["blocks"], strengths, in_order) if strengths or record["blocks"] else None
+    bench.begun = Begun(record["blocks"], strengths, bench.keeper) if strengths or record["blocks"] else None
     bench.receipts[:] = [Receipt(**receipt) for receipt in record["receipts"]]
     bench.notes[:] = record["notes"]
     bench.drew = record["drew"]
@@ -201,22 +202,30 @@ def _keep_whole(bench: Bench) -> None:
 
 def _keep_changed(bench: Bench, anatomy: Anatomy) -> None:
     changed = [anatomy.site(name) for name in bench.place.changed]
-    if not changed:
-        return
     number = sum(name.startswith(WEIGHTS) for name in bench.keeper.names())
-    now = {site.name: anatomy.weight(site) for site in changed}
-    held = {f"{MASK}{site.name}": bench.held[site.name] for site in changed if site.name in bench.held}
-    bench.keeper.keep(f"{WEIGHTS}{number:06d}", *_parts({**now, **held}))
+    for more, (block, sites) in enumerate(groupby(changed, lambda site: site.block)):
+        with bench.present(block):
+            _keep_block(bench, anatomy, f"{WEIGHTS}{number + more:06d}", list(sites))
     for module in anatomy.model.modules():
         if isinstance(module, PackedLinear):
             module.drop_cache()  # reading a weight keeps what was built from tensors that may be on disk
     bench.place.changed = {}
 
 
+def _keep_block(bench: Bench, anatomy: Anatomy, part: str, sites: Sequence[Site]) -> None:
+    now = {site.name: anatomy.weight(site) for site in sites}
+    held = {f"{MASK}{site.name}": bench.held[site.name] for site in sites if site.name in bench.held}
+    tensors, specs = _parts({**now, **held})
+    bench.keeper.keep(part, tensors, {"block": sites[0].block, "specs": specs})
+
+
 def _commit(bench: Bench, streams: Sequence[Stream]) -> None:
     bench.keeper.forget(STREAM)
     for number, stream in enumerate(streams):
-        bench.keeper.keep(f"{STREAM}{number}", {str(batch): hidden for batch, hidden in enumerate(stream.hidden)}, {})
+        size = max(1, PIECE // max(1, stream.hidden[0].nbytes))
+        for first in range(0, len(stream.hidden), size):  # never all of them in memory: they may be on disk
+            batches = range(first, min(first + size, len(stream.hidden)))
+            bench.keeper.keep(f"{STREAM}{number}.{first}", {str(batch): stream.hidden[batch] for batch in batches}, {})
     place = bench.place
     bench.keeper.commit(
         {
@@ -230,11 +239,14 @@ def _commit(bench: Bench, streams: Sequence[Stream]) -> None:
 
 def _put_back(bench: Bench, anatomy: Anatomy, part: Part) -> None:
     """The matrices of a part into the model, as they were in it."""
-    weights = _weights(part)
+    tensors, about = part
+    weights = _weights((tensors, about["specs"]))
     masks = {name.removeprefix(MASK): w for name, w in weights.items() if name.startswith(MASK) and isinstance(w, Masked)}
-    for name in [n for n in weights if not n.startswith(MASK)]:
+    own = {name: weight for name, weight in weights.items() if not name.startswith(MASK)}
+    with bench.at(about["block"]):
         # packed: it is what stood there, so nothing else may be made of it.
-        apply(anatomy, [SetWeight(anatomy.site(name), weights[name])], packed=True)
+        apply(anatomy, [SetWeight(anatomy.site(name), weight) for name, weight in own.items()], packed=True)
+    for name in own:
         bench.held.pop(name, None)
     bench.held.update(masks)
 

@@ -4,7 +4,7 @@ Adjacent linear steps share one pass over the model: a matrix goes through all o
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from time import perf_counter
@@ -25,6 +25,7 @@ from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
 from trimtab.engine.apply import apply
 from trimtab.engine.channels import narrow
+from trimtab.engine.depot import Depot, Filed
 from trimtab.engine.folding import fold
 from trimtab.engine.memory import kept_heap
 from trimtab.engine.observing import is_statistic, observe
@@ -60,12 +61,28 @@ class Bench:
     drew: bool = False  # whether any method asked for randomness
     held: dict[str, Masked] = field(default_factory=dict)  # by site name: masks that later steps have to know
     keeper: Keeper = UNKEPT
+    depot: Depot | None = None  # where the blocks are, if they are not in memory
     place: Place = field(default_factory=Place)
     begun: Begun | None = None  # the phase that an earlier process was in, until it is taken up
 
     def stored_bits(self, weight: LinearWeight) -> float:
         """Bits per weight as it will be written: sparse matrices are written with their zeros unless `packed`."""
         return 8.0 * weight.values.itemsize if isinstance(weight, Masked) and not self.packed else weight.bits
+
+    def stream(self, anatomy: Anatomy) -> Stream:
+        """The calibration set before the first block."""
+        if self.depot is None:
+            return Stream(anatomy, self.batches, self.profile, self.compute)
+        hidden = Filed(self.depot.folder)
+        return Stream(anatomy, self.batches, self.profile, self.compute, hidden, self.depot.present)
+
+    def at(self, block: int | None) -> AbstractContextManager[None]:
+        """Inside, a block is in memory and may be changed."""
+        return nullcontext() if self.depot is None else self.depot.at(block)
+
+    def present(self, block: int | None) -> AbstractContextManager[None]:
+        """Inside, a block is in memory to be looked at."""
+        return nullcontext() if self.depot is None or block is None else self.depot.present(block)
 
     def weight(self, anatomy: Anatomy, site: Site) -> LinearWeight:
         held = self.held.get(site.name)
@@ -80,6 +97,7 @@ def run(
     packed: bool = False,
     bases: Mapping[str, torch.nn.Module] | None = None,
     keeper: Keeper = UNKEPT,
+    depot: Depot | None = None,
 ) -> Bench:
     """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
 
@@ -87,6 +105,7 @@ def run(
     bases: the other models that the recipe compares with, by the names it gives them (`references.named`).
     keeper: told of every unit of work that is done. Where it has what an earlier process left, the run goes on from there;
     the model is then to be the one it was given before, or the last one that the keeper was given as a whole.
+    depot: where the model's blocks are, if they are not in memory; then all steps are linear ones.
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
@@ -96,7 +115,7 @@ def run(
         else:
             before = int(keeper.record["before"])
     compute, seeds = getattr(torch, recipe.calibration.compute), Seeds(recipe.seed)
-    bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {}, keeper=keeper)
+    bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {}, keeper=keeper, depot=depot)
     training = model.training
     model.eval()
     try:
@@ -141,14 +160,14 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
     work = _strengths(bench, anatomy, steps) if begun is None else _recalled(anatomy, steps, begun)
     if begun is None:
         strengths_chosen(bench, work)
-    with Shelf(anatomy, use=_needs_data(work)) as shelf:
+    with bench.depot or Shelf(anatomy, use=_needs_data(work)) as shelf:
         _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf, begun)  # type: ignore[attr-defined]
     bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
 
 
-def _sweep(bench: Bench, anatomy: Anatomy, work: Work, carry: str, shelf: Shelf, begun: Begun | None) -> None:
-    stream = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_data(work) else None
-    beside = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_pairs(work) else None
+def _sweep(bench: Bench, anatomy: Anatomy, work: Work, carry: str, shelf: Shelf | Depot, begun: Begun | None) -> None:
+    stream = bench.stream(anatomy) if _needs_data(work) else None
+    beside = bench.stream(anatomy) if _needs_pairs(work) else None
     sites = [site for site in anatomy.sites if any(site in chosen for chosen in work.values())]
     streams = [s for s in (stream, beside) if s is not None]
     if begun is not None:

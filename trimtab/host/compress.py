@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,7 @@ from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe
 from trimtab.core.report import Report
 from trimtab.data.windows import calibration_windows
+from trimtab.engine.depot import Depot
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
 from trimtab.engine.references import named
@@ -32,6 +34,7 @@ from trimtab.host.checkpoint import load, local_folder, save
 from trimtab.host.gguf_import import history, resolve_model
 from trimtab.host.identity import identity
 from trimtab.host.keeping import EVERY, Keeping, state_of
+from trimtab.host.offload import check_steps, open_model, save_model
 from trimtab.host.preflight import Preflight, preflight
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_target, ensure_space
@@ -40,9 +43,12 @@ from trimtab.host.store import Store, held
 
 @dataclass(frozen=True)
 class Compressed:
-    """The model in memory, ready to use, with its tokenizer and what was done to it. folder: None if not written."""
+    """The model in memory, ready to use, with its tokenizer and what was done to it. folder: None if not written.
 
-    model: PreTrainedModel
+    model: None where it was too large to be in memory (`offload`); it is in `folder`.
+    """
+
+    model: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase | None
     report: Report
     plan: Plan
@@ -63,6 +69,7 @@ def compress(
     resume: bool = True,
     fresh: bool = False,
     checkpoint_every: float = EVERY,
+    offload: str | Path | None = None,
 ) -> Compressed:
     """Compress a model and, with `out`, write it as an ordinary Hugging Face folder.
 
@@ -71,19 +78,24 @@ def compress(
     packed: store sparse results compactly instead of as plain matrices with zeros. dtype: what is not compressed is cast to.
     resume: keep the state of the work in `OUT.partial`, at most every `checkpoint_every` seconds, and go on from what a stopped
     process left there; fresh: forget that first. For a model in memory, or without `out`, nothing is kept.
+    offload: a folder for what is not worked on: blocks are read one at a time, activations are on disk, the result is written
+    tensor by tensor, and no model is returned. The result is the same.
     Raises `UsageError` (and its kinds) before any weight moves if the request does not fit, if another process writes there, or
     if what is kept there belongs to another job; the output is all or nothing.
     """
     asked = _Asked(model, as_recipe(recipe), tokenizer, packed, dtype, device, watch)
+    if offload is not None:
+        _check_offload(asked, out)
     if out is None:
-        return _carried_out(asked, None, None)
+        return _carried_out(asked, None, None)[0]
     with _state(out) as folder:
         keeping = Keeping(Store(folder), fresh, checkpoint_every) if resume and isinstance(model, str | Path) else None
         if keeping is None or not keeping.is_finished(Path(out)):
             check_target(out, overwrite)
-        done = _carried_out(asked, Path(out), keeping)
-        if done.folder is None:
-            done = _written(asked, done, out, overwrite, keeping)
+        with _place(offload) as place:
+            done, depot = _carried_out(asked, Path(out), keeping, place)
+            if done.folder is None:
+                done = _written(asked, done, out, overwrite, keeping, depot)
         if keeping is not None:
             keeping.store.clear()
         return done
@@ -119,13 +131,43 @@ def _state(out: str | Path) -> Iterator[Path]:
         yield folder
 
 
-def _carried_out(asked: _Asked, out: Path | None, keeping: Keeping | None) -> Compressed:
+def _check_offload(asked: _Asked, out: str | Path | None) -> None:
+    if out is None or not isinstance(asked.model, str | Path):
+        raise UsageError("offload is for models in files whose result goes to files; name a folder, and give out=")
+    if torch.device(asked.device or "cpu").type != "cpu":
+        raise UsageError("offload works on the CPU; leave the device out")
+    check_steps(asked.recipe)
+
+
+@contextmanager
+def _place(offload: str | Path | None) -> Iterator[Path | None]:
+    """A folder of this run's own, gone at the end."""
+    if offload is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            Path(offload).mkdir(parents=True, exist_ok=True)
+            place = stack.enter_context(TemporaryDirectory(prefix="trimtab-", dir=offload))
+        except OSError as error:
+            raise UsageError(f"cannot write to {offload}: {error.strerror}") from error
+        yield Path(place)
+
+
+def _carried_out(
+    asked: _Asked, out: Path | None, keeping: Keeping | None, place: Path | None = None
+) -> tuple[Compressed, Depot | None]:
     """Everything but writing the result; from where a stopped process was, if it left something."""
     asked.watch(Progress("load", 0, 1, asked.name))
-    model, tokenizer, notes = _opened(asked.model, asked.tokenizer, asked.dtype, asked.device)
+    depot = None
+    if place is None:
+        model, tokenizer, notes = _opened(asked.model, asked.tokenizer, asked.dtype, asked.device)
+    else:
+        model, depot, tokenizer, notes = _offloaded(str(asked.model), asked.dtype, place)
     source = None if isinstance(asked.model, PreTrainedModel) else local_folder(resolve_model(str(asked.model)))
-    before = preflight(model, asked.recipe, asked.packed, source)
-    before.check()
+    before = preflight(model, asked.recipe, asked.packed, source, offloaded=depot is not None)
+    if model.device.type == "cpu":
+        before.check()
     expected = before.plan
     if out is not None:
         ensure_space(out, expected.bytes_after or expected.bytes_before)
@@ -134,11 +176,12 @@ def _carried_out(asked: _Asked, out: Path | None, keeping: Keeping | None) -> Co
     if keeping is not None:
         notes += keeping.begin(_identity(asked, batches, bases))
         if out is not None and keeping.is_finished(out):
-            return Compressed(load(out, asked.device, "auto")[0], tokenizer, keeping.report, expected, out)
+            again = None if depot else load(out, asked.device, "auto")[0]
+            return Compressed(again, tokenizer, keeping.report, expected, out), depot
         if keeping.folder is not None:
             model = load(keeping.folder, asked.device, "auto")[0]
     others = {name: load(folder, asked.device)[0] for name, folder in bases.items()}
-    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT)
+    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot)
     report = Report(
         asked.name,
         asked.recipe.to_dict(),
@@ -150,7 +193,7 @@ def _carried_out(asked: _Asked, out: Path | None, keeping: Keeping | None) -> Co
         shown=_shown(asked.recipe, batches),
         made=provenance(),
     )
-    return Compressed(model, tokenizer, report, expected)
+    return Compressed(model, tokenizer, report, expected), depot
 
 
 def _identity(asked: _Asked, batches: Sequence[Tensor], bases: Mapping[str, str]) -> dict[str, Any]:
@@ -159,14 +202,22 @@ def _identity(asked: _Asked, batches: Sequence[Tensor], bases: Mapping[str, str]
     return identity(folder, places, asked.recipe, batches, asked.dtype, asked.packed, asked.device)
 
 
-def _written(asked: _Asked, done: Compressed, out: str | Path, overwrite: bool, keeping: Keeping | None) -> Compressed:
+def _written(
+    asked: _Asked, done: Compressed, out: str | Path, overwrite: bool, keeping: Keeping | None, depot: Depot | None
+) -> Compressed:
+    assert done.model is not None
     asked.watch(Progress("save", 0, 1, str(out)))
     report = done.report
     ready = None if keeping is None else partial(keeping.published, report=report.json())
     card, what = model_card(report), receipt(report)
-    folder = save(done.model, done.tokenizer, out, asked.recipe.yaml(), card, overwrite, receipt=what, ready=ready)
+    if depot is not None:
+        texts = {"recipe.yaml": asked.recipe.yaml(), "README.md": card, "receipt.json": what}
+        save_model(done.model, depot, done.tokenizer, out, texts, overwrite, ready)
+        done = replace(done, model=None)
+    else:
+        save(done.model, done.tokenizer, out, asked.recipe.yaml(), card, overwrite, receipt=what, ready=ready)
     asked.watch(Progress("save", 1, 1, str(out)))
-    return replace(done, folder=folder)
+    return replace(done, folder=Path(out))
 
 
 def plan(
@@ -184,8 +235,17 @@ def ahead(
     *,
     dtype: torch.dtype | None = None,
     packed: bool = False,
+    offload: str | Path | None = None,
 ) -> Preflight:
-    """What `compress` would do and take: memory, seconds (rehearsed on one block and one batch), disk. Changes nothing."""
+    """What `compress` would do and take: memory, seconds (rehearsed on one block and one batch), disk. Changes nothing.
+
+    With `offload` nothing is rehearsed.
+    """
+    if offload is not None:
+        check_steps(as_recipe(recipe))
+        with _place(offload) as place:
+            assert place is not None
+            return preflight(_offloaded(str(model), dtype, place)[0], as_recipe(recipe), packed, None, out, offloaded=True)
     begun = perf_counter()
     opened, _, _ = _opened(model, None, dtype, None)
     took = perf_counter() - begun
@@ -219,6 +279,13 @@ def _opened(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) 
     opened, found = load(folder, device, dtype or "auto")
     past = history(Path(folder))
     return opened, tokenizer or found, [past] if past else []
+
+
+def _offloaded(model: str, dtype: torch.dtype | None, place: Path) -> tuple[PreTrainedModel, Depot, Any, list[str]]:
+    folder = local_folder(resolve_model(model))
+    opened, depot, tokenizer = open_model(folder, dtype, place)
+    past = history(folder)
+    return opened, depot, tokenizer, [past] if past else []
 
 
 def _batches(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> Sequence[Tensor]:

@@ -62,22 +62,23 @@ def preflight(
     out: str | Path | None = None,
     rehearse: bool = False,
     opened: float = 0.0,
+    offloaded: bool = False,
 ) -> Preflight:
     """The plan of a recipe for an opened model, and what carrying it out will take. Raises what `plan` raises.
 
     folder: where the model was read from, which takes memory of its own while it is read. opened: seconds that took.
-    rehearse: also say how long it will take; that takes some seconds itself.
+    rehearse: also say how long it will take; that takes some seconds itself. offloaded: the blocks are not in memory.
     """
     with nothing_kept_unpacked():
         anatomy = Anatomy.of(model)
         plan = planned(anatomy, recipe, packed)
-        held = sum(t.nbytes for t in tensors(model))
+        held = forecast.outside(anatomy) if offloaded else sum(t.nbytes for t in tensors(model))
         base = psutil.Process().memory_info().rss - held
-        steps = forecast.memory(anatomy, recipe)
-        reading = held + (_read(Path(folder), model) if folder is not None else 0)
+        steps = forecast.memory(anatomy, recipe, offloaded)
+        reading = held + (_read(Path(folder), model) if folder is not None and not offloaded else 0)
         most = base + max(reading, *(step.memory for step in steps))
         seconds: list[float | None] = [None] * len(steps)
-        if rehearse:
+        if rehearse and not offloaded:
             seconds = forecast.seconds(anatomy, recipe)
     taken = tuple(replace(step, seconds=took) for step, took in zip(steps, seconds, strict=True))
     known = [step.seconds for step in taken if step.seconds is not None]
@@ -90,9 +91,8 @@ def available() -> int:
     """Bytes of memory that this process may hold in all: what is free and what it has, within the limits set for it."""
     own = psutil.Process().memory_info().rss
     limits = [psutil.virtual_memory().available + own]
-    for path in CGROUPS:
-        if path.exists() and (text := path.read_text().strip()).isdigit():
-            limits.append(int(text))
+    set_for_group = [path.read_text().strip() for path in CGROUPS if path.exists()]
+    limits += [int(text) for text in set_for_group if text.isdigit()]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(soft - (psutil.Process().memory_info().vms - own))  # what is only reserved counts there, too
