@@ -29,12 +29,20 @@ class Exit(IntEnum):
     OK = 0
     FAILURE = 1
     USAGE = 2
-    RESUMABLE = 75  # stopped safely, the same command goes on from there; nothing does that yet
+    RESUMABLE = 75  # stopped from outside (SIGTERM); the same command goes on from there
     INTERRUPTED = 130
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, to work that can be taken up again."""
 
 
 class Interrupted(Exception):
     """Ctrl-C, in a form that the option parser does not turn into something of its own."""
+
+    def __init__(self, message: str = "interrupted; nothing was left half-written", code: Exit = Exit.INTERRUPTED):
+        super().__init__(message)
+        self.code = code
 
 
 def is_set(variable: str) -> bool:
@@ -51,8 +59,11 @@ def finish(work: Callable[[], object], tracebacks: bool) -> int:
     try:
         code = work()
         return code if isinstance(code, int) else Exit.OK
-    except (Interrupted, KeyboardInterrupt, typer.Abort):
-        complain("interrupted; nothing was left half-written", "")
+    except Interrupted as stopped:
+        complain(str(stopped), "")
+        return stopped.code
+    except (KeyboardInterrupt, typer.Abort):
+        complain(str(Interrupted()), "")
         return Exit.INTERRUPTED
     except Exception as error:
         if tracebacks:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from time import monotonic
 from typing import TYPE_CHECKING, TextIO
 
-from trimtab.cli.manners import hushed, is_set
+from trimtab.cli.manners import Terminated, hushed, is_set
 from trimtab.cli.show import size
 from trimtab.core.progress import Progress, Watcher, unwatched
 
@@ -22,10 +22,13 @@ DUMB = ("dumb", "unknown")
 
 
 @contextmanager
-def working(quiet: bool = False, verbose: bool = False) -> Iterator[Watcher]:
-    """Yields who watches the work. Meanwhile what anybody prints goes to stderr: stdout is for results."""
+def working(quiet: bool = False, verbose: bool = False, resumable: bool = False) -> Iterator[Watcher]:
+    """Yields who watches the work. Meanwhile what anybody prints goes to stderr: stdout is for results.
+
+    resumable: SIGTERM ends the work in good order (`Terminated`).
+    """
     bars = wants_bars(sys.stderr)  # asked before `hushed` sets variables for the libraries
-    with redirect_stdout(sys.stderr), hushed(verbose), heeding_interrupts() as heeding:
+    with redirect_stdout(sys.stderr), hushed(verbose), heeding_interrupts(resumable) as heeding:
         if quiet:
             yield heeding(unwatched)
         elif bars:
@@ -36,30 +39,31 @@ def working(quiet: bool = False, verbose: bool = False) -> Iterator[Watcher]:
 
 
 @contextmanager
-def heeding_interrupts() -> Iterator[Callable[[Watcher], Watcher]]:
+def heeding_interrupts(terminations: bool = False) -> Iterator[Callable[[Watcher], Watcher]]:
     """A Ctrl-C is heeded even where a library loses the exception, as imports of C extensions do: at the next event."""
-    pressed = []
+    heard = {signal.SIGINT: KeyboardInterrupt, **({signal.SIGTERM: Terminated} if terminations else {})}
+    pressed: list[int] = []
 
     def remember(number: int, frame: object) -> None:
         pressed.append(number)
-        raise KeyboardInterrupt
+        raise heard[signal.Signals(number)]
 
     def heeding(watch: Watcher) -> Watcher:
         def watched(now: Progress) -> None:
             if pressed:
-                raise KeyboardInterrupt
+                raise heard[signal.Signals(pressed[-1])]
             watch(now)
 
         return watched
 
     # Handlers belong to the main thread; elsewhere the caller's stay as they are.
     mine = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, remember) if mine else None
+    before = {number: signal.signal(number, remember) for number in heard} if mine else {}
     try:
         yield heeding
     finally:
-        if mine:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def wants_bars(stream: TextIO) -> bool:

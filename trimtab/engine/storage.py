@@ -74,6 +74,17 @@ class Files:
         """Bytes of all tensors, None where the data decide."""
         return self._total(self.specs, self.totals)
 
+    def files(self) -> int | None:
+        """Bytes of the weight files, a few per tensor too many at most; None where the data decide."""
+        total = self.total()
+        final = {s: spec for s, spec in self.specs.items() if self.untied or not self._shares(s)}
+        if total is None or any(spec is None for spec in final.values()):
+            return None
+        digits = len(str(total))
+        lines = sum(self._lines(site, spec, digits) for site, spec in final.items() if spec is not None)
+        lines += sum(header.entry(name, tuple(t.shape), t.dtype, digits) for name, t in self._outside().items())
+        return total + lines + header.frames(total)
+
     def storage(self, number: int, sites: Sequence[Site]) -> Storage:
         """What the allocator of step `number`, from 1, is told."""
         (step, _), later = self.steps[number - 1], self.steps[number:]

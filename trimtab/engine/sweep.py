@@ -6,7 +6,7 @@ one by one with the recorded arguments. At any moment the memory holds the weigh
 the calibration activations; nothing depends on the architecture beyond "a list of blocks, hidden states first".
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from trimtab.core.kinds import Statistic
 from trimtab.core.places import Site
 from trimtab.core.report import Profile
 from trimtab.engine.attention import Attention
+from trimtab.engine.depot import Present, everything_present
 from trimtab.engine.memory import give_back
 from trimtab.engine.passes import compiled_attention
 
@@ -57,13 +58,16 @@ class Stream:
         batches: Sequence[Tensor],
         profile: Profile | None = None,
         compute: torch.dtype = torch.float32,
+        hidden: MutableSequence[Tensor] | None = None,
+        present: Present = everything_present,
     ):
-        """batches: token ids [windows, length] each. Raises `ModelError` if the blocks cannot be driven one by one."""
-        self.anatomy, self.compute = anatomy, compute
+        """batches: token ids [windows, length] each. hidden: an empty list, of whatever kind, for the activations; present: what
+        has a block in memory while it is used. Raises `ModelError` if the blocks cannot be driven one by one."""
+        self.anatomy, self.compute, self.present = anatomy, compute, present
         self.profile = profile or Profile()
         with self.profile("record"), torch.no_grad():
             self.forms = _forms(anatomy, batches[0][:1, :8])
-            self.hidden: list[Tensor] = []
+            self.hidden: MutableSequence[Tensor] = [] if hidden is None else hidden
             self.calls: list[list[Call]] = [[] for _ in anatomy.blocks]
             shared = _Shared(compute)
             with _cast(_outside(anatomy), torch.float32):
@@ -134,8 +138,8 @@ class Stream:
     @contextmanager
     def _forward(self, block: int) -> Iterator[None]:
         """Inside, the block computes as this stream does."""
-        parameters = self.anatomy.blocks[block].parameters()
-        with _cast(parameters, self.compute), self.profile("forward"), compiled_attention(self.compute):
+        real = self.anatomy.blocks[block]
+        with self.present(block), _cast(real.parameters(), self.compute), self.profile("forward"), compiled_attention(self.compute):
             yield
 
     def _record(self, ids: Tensor, shared: "_Shared") -> None:

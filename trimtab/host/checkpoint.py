@@ -9,7 +9,7 @@ are checked, and every tensor must be used. After that it is an ordinary transfo
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,19 @@ def save(
     overwrite: bool = False,
     max_shard_size: int | str = "4GB",
     receipt: str | None = None,
+    ready: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes the model as `folder`: tokenizer, recipe.yaml, README.md (`card`), receipt.json and the manifest trimtab.json.
 
+    ready: called with the finished folder before it is given its name.
     Raises `UsageError` before any work if the target cannot be written, `ModelError` if a tensor is not finite or would not
     find its place on loading.
     """
-    needs = sum(tensor.nbytes for tensor in _distinct(model).values())
-    with publish(folder, overwrite, needs) as partial:
-        modules = _checked(model)
-        _announce(model, modules)
+    needs = sum(tensor.nbytes for tensor in distinct(model).values())
+    with publish(folder, overwrite, needs, ready) as partial:
+        modules = described(model)
+        _check_values(model)
+        announce(model, modules)
         # The layout of older checkpoints merges and splits matrices by name; packed ones have other names.
         model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=not modules)
         if tokenizer is not None:
@@ -72,7 +75,7 @@ def load(
     place = local_folder(folder)
     folder_checks.check_links(place)
     manifest.verify(place)
-    config = _config(place)
+    config = read_config(place)
     shapes = folder_checks.weights_in(folder_checks.weight_files(place))
     if (place / "adapter_config.json").exists():
         raise ModelError(f"{place} has an adapter beside the model; merge it into the model or remove it")
@@ -91,7 +94,7 @@ def skeleton(config: Any, model_class: type[PreTrainedModel] | None = None) -> P
         return model_class(config) if model_class else AutoModelForCausalLM.from_config(config)
 
 
-def _checked(model: PreTrainedModel) -> surgery.Modules:
+def described(model: PreTrainedModel) -> surgery.Modules:
     """What the checkpoint has to say about the model's modules, if loading will find a place for each tensor."""
     foreign = getattr(model, "hf_quantizer", None)
     if foreign is not None and not isinstance(foreign, TrimtabQuantizer):
@@ -107,7 +110,6 @@ def _checked(model: PreTrainedModel) -> surgery.Modules:
         if there[name] != size:
             raise ModelError(f"{name} is {list(there[name])}, the config says {list(size)}; it would not open again")
     _check_head(model)
-    _check_values(model)
     return modules
 
 
@@ -120,16 +122,21 @@ def _check_head(model: PreTrainedModel) -> None:
 
 
 def _check_values(model: PreTrainedModel) -> None:
-    for name, value in _distinct(model).items():
-        if value.is_meta:
-            raise ModelError(f"{name} has no values; the model is not complete")
-        if value.is_floating_point() and value.numel():
-            low, high = torch.aminmax(value if value.element_size() > 1 else value.float())
-            if not (low.isfinite() and high.isfinite()):
-                raise ModelError(f"{name} has values that are not finite numbers")
+    for name, value in distinct(model).items():
+        check_value(name, value)
 
 
-def _announce(model: PreTrainedModel, modules: surgery.Modules) -> None:
+def check_value(name: str, value: Tensor) -> None:
+    """Raises `ModelError` for a tensor without values, or with one that is no finite number."""
+    if value.is_meta:
+        raise ModelError(f"{name} has no values; the model is not complete")
+    if value.is_floating_point() and value.numel():
+        low, high = torch.aminmax(value if value.element_size() > 1 else value.float())
+        if not (low.isfinite() and high.isfinite()):
+            raise ModelError(f"{name} has values that are not finite numbers")
+
+
+def announce(model: PreTrainedModel, modules: surgery.Modules) -> None:
     """The config in memory says what the files will say."""
     if modules:
         model.config.quantization_config = TrimtabConfig(modules)
@@ -140,7 +147,7 @@ def _announce(model: PreTrainedModel, modules: surgery.Modules) -> None:
         del model.hf_quantizer
 
 
-def _distinct(model: PreTrainedModel) -> dict[str, Tensor]:
+def distinct(model: PreTrainedModel) -> dict[str, Tensor]:
     """Every tensor once, under its first name, also where several names share it."""
     first: dict[int, tuple[str, Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -179,7 +186,8 @@ def _from_hub(name: str) -> Path:
         raise ModelError(f"there is no model folder {name}, and the hub has no such model or cannot be reached") from error
 
 
-def _config(place: Path) -> Any:
+def read_config(place: Path) -> Any:
+    """transformers' config of a model folder. Raises `ModelError`."""
     content = folder_checks.read_config(place)
     kind = content["model_type"]
     if kind not in CONFIG_MAPPING:
@@ -204,7 +212,7 @@ def _check_amount(config: Any, shapes: dict[str, tuple[int, ...]], place: Path) 
         raise
     except Exception as error:
         raise ModelError(f"{place / 'config.json'} is not a usable config: {_first_line(error)}") from error
-    asked = sum(value.numel() for value in _distinct(model).values())
+    asked = sum(value.numel() for value in distinct(model).values())
     held = folder_checks.elements(shapes)
     if asked > 2 * held + (1 << 20):
         raise ModelError(f"{place}: config.json describes {asked:,} numbers, the files hold {held:,}")

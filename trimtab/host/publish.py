@@ -16,12 +16,13 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.host import manifest
+from trimtab.host.instants import reached
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SLACK = 1 << 20
@@ -30,11 +31,14 @@ CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 @contextmanager
-def publish(folder: str | Path, overwrite: bool = False, needs: int = 0) -> Iterator[Path]:
+def publish(
+    folder: str | Path, overwrite: bool = False, needs: int = 0, ready: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
     """Yields an empty folder to write into; on success it becomes `folder`, on any exception it vanishes.
 
     overwrite: an existing model folder may be replaced (never a folder that is something else). needs: bytes that will be
-    written, for the check beforehand and for the message when the disk is full. Raises `UsageError` before any work if the
+    written, for the check beforehand and for the message when the disk is full. ready: called with what is about to be renamed,
+    whole and on disk. Raises `UsageError` before any work if the
     target exists, cannot be written, or there is too little space.
     """
     target = check_target(folder, overwrite)
@@ -48,10 +52,14 @@ def publish(folder: str | Path, overwrite: bool = False, needs: int = 0) -> Iter
     try:
         yield partial
         _finish(partial)
+        reached("publish: whole")
+        if ready is not None:
+            ready(partial)
         _put_in_place(partial, target, overwrite)
+        reached("publish: done")
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if _is_full(error):
+        if is_full(error):
             raise _full(target, needs) from error
         raise
     finally:
@@ -60,7 +68,7 @@ def publish(folder: str | Path, overwrite: bool = False, needs: int = 0) -> Iter
 
 def ensure_space(folder: Path, needs: int) -> None:
     """Raises `UsageError` if the disk that `folder` is (or will be) on has less than `needs` bytes free."""
-    where = _existing(folder)
+    where = existing(folder)
     free = shutil.disk_usage(where).free
     if needs and needs + SLACK > free:
         raise UsageError(f"{folder} needs {_size(needs)} but {_size(free)} are free there; choose another disk or make room")
@@ -127,9 +135,11 @@ def _finish(partial: Path) -> None:
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
     if not (target.exists() and any(target.iterdir())):
         os.rename(partial, target)
+        reached("publish: in place")
         _sync(target.parent)
     elif overwrite:
         old = partial if _exchange(partial, target) else _replace(partial, target)
+        reached("publish: in place")
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)  # the new model is in place; the next recover removes leftovers
     else:
@@ -215,7 +225,8 @@ def _sibling(target: Path, what: str) -> Path:
     return target.parent / f".{target.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
@@ -223,13 +234,15 @@ def _escaped(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether this error, or the one behind it, says that there is no room left on the disk."""
     # Writers in other languages (safetensors) report the system's error as text only.
-    return (isinstance(error, OSError) and error.errno in FULL) or "os error 28" in str(error)
+    full = (isinstance(error, OSError) and error.errno in FULL) or "os error 28" in str(error)
+    return full or (error.__cause__ is not None and is_full(error.__cause__))
 
 
 def _full(target: Path, needs: int) -> UsageError:
-    free = shutil.disk_usage(_existing(target)).free
+    free = shutil.disk_usage(existing(target)).free
     wanted = f"it needs {_size(needs)}, {_size(free)} are free" if needs else f"{_size(free)} are free"
     return UsageError(f"the disk of {target} is full: {wanted}; nothing was published, make room and try again")
 
