@@ -122,8 +122,8 @@ def _awq(parts: dict[str, Any], known: Any, bits: int) -> Any:
     return _values(codes, zeros, parts["scales"].T, torch.arange(codes.shape[1]) // width)
 
 
-def _values(codes: Any, zeros: Any, scales: Any, groups: Any) -> Any:
-    return (codes - zeros[:, groups]).float() * scales.float()[:, groups]
+def _values(codes: Any, zeros: Any, scale: Any, groups: Any) -> Any:
+    return (codes - zeros[:, groups]).float() * scale.float()[:, groups]
 
 
 def _stream(words: Any, bits: int) -> Any:
