@@ -29,6 +29,7 @@ def main() -> None:
     options.add_argument("--windows", type=int, default=16)
     options.add_argument("--length", type=int, default=257, help="tokens of a window; the first is not scored")
     options.add_argument("--text", default=TEXT)
+    options.add_argument("--only", choices=[kind for kind, _, _ in FILES], help="one of the files")
     given = options.parse_args()
     with TemporaryDirectory() as place:
         for row in rows(given, Path(place)):
@@ -45,6 +46,8 @@ def rows(given: argparse.Namespace, place: Path) -> Any:
     made: dict[int, Any] = {}
     ours: dict[int, Any] = {}
     for kind, bits, spread in FILES:
+        if given.only not in (None, kind):
+            continue
         if bits not in made:
             made[bits] = compressed(bits)
             model, tokenizer = made[bits]
@@ -87,7 +90,9 @@ def asked(python: str, file: Path, windows: Any, place: Path) -> Any:
     np.save(place / "windows.npy", windows.numpy())
     task = json.dumps({"model": str(file), "windows": str(place / "windows.npy")}) + "\n"
     script = str(Path(__file__).with_name("export_perplexity_llamacpp.py"))
-    done = subprocess.run([python, script], input=task, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([python, script], input=task, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
     return torch.tensor(json.loads(done.stdout.splitlines()[-1])["losses"], dtype=torch.float64)
 
 

@@ -67,7 +67,12 @@ def test_a_round_trip_changes_nothing(family, to, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [("qwen3", {}), ("olmo2", {}), ("smollm3", {"num_hidden_layers": 4}), ("gemma2", {"num_hidden_layers": 4, "query_pre_attn_scalar": 16})],
+    [
+        ("qwen3", {}),
+        ("olmo2", {}),
+        ("smollm3", {"num_hidden_layers": 4}),
+        ("gemma2", {"num_hidden_layers": 4, "query_pre_attn_scalar": 16}),
+    ],
 )
 def test_every_family_that_is_written_as_gguf_is_read(family, settings, tmp_path):
     model = packed(family, **settings)
@@ -254,7 +259,10 @@ def test_an_unknown_family_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"mlp.up_proj.qweight": torch.zeros(4, 4, dtype=torch.int32)}, r"up_proj cannot be unpacked: qweight is torch.int32 \[4, 4\]"),
+        (
+            {"mlp.up_proj.qweight": torch.zeros(4, 4, dtype=torch.int32)},
+            r"up_proj cannot be unpacked: qweight is torch.int32 \[4, 4\]",
+        ),
         ({"mlp.up_proj.scales": torch.ones(2, 128, dtype=torch.int64)}, "scales is torch.int64"),
         ({"mlp.up_proj.scales": torch.full((2, 128), torch.inf).half()}, "not finite"),
         ({"mlp.up_proj.qzeros": None}, "there is no qzeros"),
@@ -279,7 +287,7 @@ def test_sizes_out_of_bounds_are_refused_before_anything_is_read(tmp_path):
     source = exported(packed(), "gptq", tmp_path / "out")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
-    with pytest.raises(ModelError, match="num_hidden_layers is 1e.09"):
+    with pytest.raises(ModelError, match=r"num_hidden_layers is 1e.09"):
         trimtab.load(source)
 
 

@@ -88,9 +88,7 @@ def _fitting(contents: Contents) -> dict[str, Grouped]:
     return {path: w for path, w in found.items() if w.code_bits <= BITS and not w.shape[0] % len(ORDER)}
 
 
-def _entry(
-    name: str, value: Value, held: Mapping[str, Grouped], group_size: int | None, requantize: str | None
-) -> Entry:
+def _entry(name: str, value: Value, held: Mapping[str, Grouped], group_size: int | None, requantize: str | None) -> Entry:
     weight = held.get(name.removesuffix(".weight"))
     if weight is None:
         return integers.unfit(name, value, requantize, _why(value))

@@ -116,9 +116,7 @@ def _fitting(contents: Contents) -> dict[str, Grouped]:
     return {path: weight for path, weight in found.items() if not any(size % WHOLE for size in weight.shape)}
 
 
-def _entry(
-    name: str, value: Value, held: Mapping[str, Grouped], group_size: int | None, requantize: str | None
-) -> Entry:
+def _entry(name: str, value: Value, held: Mapping[str, Grouped], group_size: int | None, requantize: str | None) -> Entry:
     weight = held.get(name.removesuffix(".weight"))
     if weight is None:
         why = f"inside of the blocks, with inputs and outputs in multiples of {WHOLE}, is where the layout has integers"

@@ -64,7 +64,7 @@ def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
 def split(weight: LinearWeight) -> Split | None:
     """None where there is no product of two plain matrices in it."""
     parts = weight.parts if isinstance(weight, Sum) else (weight,)
-    thin = [part for part in parts if _is_thin(part)]
+    thin: list[Any] = [part for part in parts if _is_thin(part)]
     if not thin:
         return None
     rest = tuple(part for part in parts if not _is_thin(part))

@@ -86,7 +86,9 @@ def _scheme(group: Any, common: Any) -> tuple[list[str], int]:
     weights, targets = group["weights"], group.get("targets")
     if said not in FORMATS or weights.get("type", "int") != "int":
         kind = f"{weights.get('type')!r:.20}"
-        raise ModelError(f"compressed-tensors of the format {said!r:.40} ({kind} numbers) are not read; known are {', '.join(FORMATS)}")
+        raise ModelError(
+            f"compressed-tensors of the format {said!r:.40} ({kind} numbers) are not read; known are {', '.join(FORMATS)}"
+        )
     if weights.get("strategy") not in STRATEGIES:
         raise ModelError(f"compressed-tensors with the strategy {weights.get('strategy')!r:.40} are not read")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):

@@ -35,7 +35,14 @@ LAYOUTS: Mapping[str, Any] = {
     "compressed-tensors": CompressedTensors,
     "bitsandbytes": BitsAndBytes,
 }
-BESIDE = (*TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja", "generation_config.json")
+BESIDE = (
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 DAMAGED = (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError, RecursionError)
 
 
@@ -89,7 +96,9 @@ def write_folder(read: Read, folder: Path) -> None:
             modules[path] = {**weight.spec(), "bias": f"{path}.bias" in read.rest}
             tensors |= {f"{path}.{name}": tensor for name, tensor in weight.tensors().items()}
     dtype = _dtype(read, [*read.rest.values(), *(w.weight for w in read.weights.values() if isinstance(w, Dense))])
-    config = {key: value for key, value in read.config.items() if key not in ("torch_dtype", "quantization_config")} | {"dtype": dtype}
+    config = {key: value for key, value in read.config.items() if key not in ("torch_dtype", "quantization_config")} | {
+        "dtype": dtype
+    }
     if modules:
         config["quantization_config"] = {"quant_method": METHOD, "version": VERSION, "modules": modules}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -92,7 +92,7 @@ def _packed(place: Place, data: Bytes) -> Grouped | None:
 
 
 def _numbers(packed: Bytes, fifth: bool) -> Bytes:
-    """uint8 [out, blocks, bytes] -> [out, blocks, 32]: fifth bits as one little-endian word, then pairs (i, i + 16) of the rest."""
+    """uint8 [out, blocks, bytes] -> [out, blocks, 32]: fifth bits as a little-endian word, then pairs (i, i + 16) of the rest."""
     pairs = packed[..., 4:] if fifth else packed
     low = np.concatenate([pairs & 15, pairs >> 4], axis=-1)
     return low | (np.unpackbits(packed[..., :4], axis=-1, bitorder="little") << 4) if fifth else low

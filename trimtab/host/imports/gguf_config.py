@@ -20,7 +20,9 @@ SIZES = {
     "num_attention_heads": "attention.head_count",
     "max_position_embeddings": "context_length",
 }
-SPECIAL = {f"{name}_token_id": f"tokenizer.ggml.{short}_token_id" for name, short in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
+SPECIAL = {
+    f"{name}_token_id": f"tokenizer.ggml.{short}_token_id" for name, short in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+}
 GEMMA2 = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
