@@ -12,6 +12,7 @@ import trimtab
 from trimtab.core.errors import ModelError
 from trimtab.core.seeds import Seeds
 from trimtab.formats import Dense, Grouped
+from trimtab.host import checkpoint
 from trimtab.host.export.contents import dense, values_of
 from trimtab.host.export.targets import TARGETS
 from trimtab.host.imports.awq import Awq
@@ -241,12 +242,26 @@ def _say(folder: Path, described: dict[str, object], dtype: str = "float32", **m
         ({"quant_method": "fp8"}, "quantized by 'fp8', which trimtab does not open"),
     ],
 )
-def test_versions_that_are_not_read_are_named(described, what, tmp_path):
+def test_versions_that_are_not_read_are_named(described, what, tmp_path, monkeypatch):
+    monkeypatch.setattr("trimtab.host.imports.foreign.find_spec", lambda name: None)
     source = tiny_folder(tmp_path / "model", num_hidden_layers=1)
     _say(source, described)
     with pytest.raises(ModelError, match=what):
         trimtab.load(source)
     assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_what_is_not_read_here_is_left_to_the_package_where_that_is_installed(tmp_path, monkeypatch):
+    source = tiny_folder(tmp_path / "model", num_hidden_layers=1)
+    _say(source, {"quant_method": "compressed-tensors", "format": "float-quantized", **INT8})
+    monkeypatch.setattr("trimtab.host.imports.foreign.find_spec", lambda name: object())
+    assert resolve_model(str(source)) == str(source)
+
+
+def test_who_opens_the_folder_directly_is_told_what_to_do(tmp_path):
+    source = exported(packed(), "gptq", tmp_path / "out")
+    with pytest.raises(ModelError, match="packed by gptq; give this folder to trimtab.load"):
+        checkpoint.load(source)
 
 
 def test_an_unknown_family_is_named(tmp_path):

@@ -34,6 +34,7 @@ RANGES = (
 )
 READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
 QUANT_METHODS = ("trimtab", "compressed-tensors")
+IMPORTED = ("gptq", "awq", "bitsandbytes")  # read into our formats first, by whoever names the folder
 
 
 def read_config(folder: Path, methods: tuple[str, ...] = QUANT_METHODS) -> dict[str, Any]:
@@ -191,6 +192,8 @@ def _check_method(config: dict[str, Any], folder: Path, methods: tuple[str, ...]
         config.pop("quantization_config", None)
         return
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method in IMPORTED and method not in methods:
+        raise ModelError(f"{folder} is packed by {method}; give this folder to trimtab.load or a command, which read it first")
     if method not in methods:
         raise ModelError(
             f"{folder} is quantized by {method!r:.40}, which trimtab does not open; start from the model before that"

@@ -9,8 +9,8 @@ every tensor, which rows changed places and which gains have one added, and the 
 transformers does not read zero points that compressed-tensors has packed (5.23 with 0.20); there each matrix is unpacked by
 that package's own decompressor, and the model is loaded with the result.
 
-The layouts of GPTQ and AWQ are read by transformers through packages that need an accelerator or many cores. Here its own
-classes read the config, and the matrices are taken apart bit by bit as the layouts are documented.
+The layouts of GPTQ and AWQ are read by transformers through GPTQModel. Here its own classes read the config, and the matrices are
+taken apart bit by bit as the layouts are documented.
 """
 
 import json

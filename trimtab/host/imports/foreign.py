@@ -7,6 +7,7 @@ place, sizes and times of the files that it was made from, so a file that change
 
 import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,19 @@ def _method(place: Path) -> str | None:
         return None
     described = config.get("quantization_config") if isinstance(config, dict) else None
     method = described.get("quant_method") if isinstance(described, dict) else None
+    if method == "compressed-tensors" and find_spec("compressed_tensors") and not _reads(described):
+        return None  # transformers opens it with that package
     return method if method in METHODS else None
+
+
+def _reads(described: Any) -> bool:
+    from trimtab.host.imports.compressed_tensors import CompressedTensors
+
+    try:
+        CompressedTensors(described)
+    except ModelError:
+        return False
+    return True
 
 
 def _key(place: Path) -> str:
