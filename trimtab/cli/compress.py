@@ -123,7 +123,7 @@ def _tell(done: "Compressed", before: float | None, after: float | None, profile
 
 def folder_size(model: str) -> float | None:
     """Bytes of the weight files of a model folder; None where the model is no folder of this machine."""
-    from trimtab.host.gguf_import import resolve_model
+    from trimtab.host.model_assets import resolve_model
     from trimtab.measure.size import file_bytes
 
     folder = Path(resolve_model(model)).expanduser()

@@ -130,7 +130,7 @@ def _column(model: str, column: "list[Measurement]", said: list[dict[str, str]] 
 def open_with_tokenizer(model: str, place: Mapping[str, Any]) -> tuple[Any, Any]:
     """Raises `UsageError` where there is no tokenizer."""
     from trimtab.host.checkpoint import load
-    from trimtab.host.gguf_import import resolve_model
+    from trimtab.host.model_assets import resolve_model
 
     opened, tokenizer = load(resolve_model(model), **place)
     if tokenizer is None:

@@ -9,7 +9,8 @@ from trimtab.core.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-MODEL = "Model folder, hub name, or asset: smollm2-135m, own-2m and others (`trimtab grow --list`)."
+MODEL = "Model folder (also GPTQ, AWQ, compressed-tensors, bitsandbytes), GGUF file, hub name, or asset: smollm2-135m, own-2m "
+MODEL += "and others (`trimtab grow --list`)."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]

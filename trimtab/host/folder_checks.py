@@ -34,18 +34,22 @@ RANGES = (
 )
 READ = (".json", ".safetensors", ".jinja", ".model", ".txt")
 QUANT_METHODS = ("trimtab", "compressed-tensors")
+IMPORTED = ("gptq", "awq", "bitsandbytes")  # read into our formats first, by whoever names the folder
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as a dict without the keys a file may not set (a warning names them). Raises `ModelError`."""
+def read_config(folder: Path, methods: tuple[str, ...] = QUANT_METHODS) -> dict[str, Any]:
+    """config.json as a dict without the keys a file may not set (a warning names them). Raises `ModelError`.
+
+    methods: which kinds of `quantization_config` there may be.
+    """
     config = read_json(folder / "config.json")
     dropped = sorted(_drop(config))
     if dropped:
         warnings.warn(f"{folder / 'config.json'}: ignored {', '.join(dropped)}, which files may not set", stacklevel=3)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / 'config.json'} names no model_type; trimtab opens transformers models")
-    _check_sizes(config, folder / "config.json")
-    _check_method(config, folder)
+    check_sizes(config, folder / "config.json")
+    _check_method(config, folder, methods)
     return config
 
 
@@ -170,10 +174,11 @@ def _drop(config: Any) -> set[str]:
     return dropped.union(*(_drop(value) for key, value in config.items() if key != "quantization_config"))
 
 
-def _check_sizes(config: dict[str, Any], path: Path) -> None:
+def check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Raises `ModelError` naming the first size that is out of bounds."""
     for key, value in config.items():
         if isinstance(value, dict) and key != "quantization_config":
-            _check_sizes(value, path)
+            check_sizes(value, path)
         for pattern, low, high in RANGES:
             if pattern.fullmatch(key) and isinstance(value, int) and not isinstance(value, bool):
                 if not low <= value <= high:
@@ -181,13 +186,15 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
                 break
 
 
-def _check_method(config: dict[str, Any], folder: Path) -> None:
+def _check_method(config: dict[str, Any], folder: Path, methods: tuple[str, ...]) -> None:
     quantization = config.get("quantization_config")
     if quantization is None:
         config.pop("quantization_config", None)
         return
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method not in QUANT_METHODS:
+    if method in IMPORTED and method not in methods:
+        raise ModelError(f"{folder} is packed by {method}; give this folder to trimtab.load or a command, which read it first")
+    if method not in methods:
         raise ModelError(
             f"{folder} is quantized by {method!r:.40}, which trimtab does not open; start from the model before that"
         )

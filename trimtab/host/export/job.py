@@ -72,14 +72,17 @@ def export(
 
 
 def _check_request(chosen: Target, to: str, requantize: str | None, out: str | Path | None, overwrite: bool) -> None:
+    if requantize is not None and not chosen.requantize:
+        raise UsageError(f"{to} holds every value as it is; leave --requantize out")
     if requantize is not None and requantize not in chosen.requantize:
         raise UsageError(f"{to} cannot be re-quantized to {requantize!r}{did_you_mean(requantize, chosen.requantize)}")
     if out is None:
         return
     check_target(out, overwrite)
-    if chosen.package and find_spec(chosen.package) is None:
-        name = chosen.package.replace("_", "-")
-        raise UsageError(f"an export is opened again before it is published, and that needs {name}: pip install {name}")
+    missing = [name.replace("_", "-") for name in chosen.packages if find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        raise UsageError(f"an export is opened again before it is published, and that needs {names}: pip install {names}")
 
 
 def _opened(model: str | Path, to_compare: bool) -> tuple[Contents, list[list[int]], Any]:
@@ -109,7 +112,7 @@ def _compared(
     if by_llamacpp and chosen.file is not None:
         theirs = reopen.reopen_llamacpp(folder, ids, chosen.file)
     else:
-        theirs = reopen.reopen_stock(folder, ids, chosen.file, told)
+        theirs = reopen.reopen_stock(folder, ids, chosen.file, told, chosen.reader)
     found = reopen.compare(ours, theirs)
     if all(entry.verdict == "exact" for entry in entries):
         reopen.check_same(ours, theirs, by_llamacpp)
