@@ -5,7 +5,7 @@ import pytest
 from trimtab import kernels
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "neon", "dotprod"])
 def instructions(request):
     """Every instruction set in turn, where this processor has it."""
     if not kernels.available():
