@@ -220,15 +220,16 @@ void batches(Random& random, const std::string& set) {
     const auto ids = ids_of(random, example->model, draw(random, 1, context));
     const Sampling sampling{draw(random, 0, 1) ? 0.0f : 0.9f, 0, 1, 1.1f, static_cast<uint64_t>(i)};
     Sampler sampler(sampling);
-    alone.truncate(0);
-    alone.read(ids.data(), static_cast<int64_t>(ids.size()), nullptr, false);
+    const auto read = [&, again = draw(random, 0, 1)](Session& session) {
+      session.truncate(0);
+      session.read(ids.data(), static_cast<int64_t>(ids.size()), nullptr, false);
+      if (again) session.truncate(static_cast<int64_t>(ids.size()) - 1);
+      if (again) session.read(&ids.back(), 1, nullptr, false);
+    };
+    read(alone);
     alone.generate(sampler, count, stop, expected.emplace_back());
     sessions.push_back(alone.another());
-    sessions.back()->read(ids.data(), static_cast<int64_t>(ids.size()), nullptr, false);
-    if (ids.size() > 1 && draw(random, 0, 1)) {
-      sessions.back()->truncate(static_cast<int64_t>(ids.size()) - 1);
-      sessions.back()->read(&ids.back(), 1, nullptr, false);
-    }
+    read(*sessions.back());
     samplers.emplace_back(sampling);
   }
   std::vector<Session*> each;
