@@ -4,10 +4,11 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 LLAMA_CPP ?= llama-cpp-python==0.3.36
 ARGS ?=
+ARM_CXX ?= aarch64-linux-gnu-g++
 NATIVE := $(shell find native -type f -not -path '*/build/*' 2>/dev/null)
 CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
 
-.PHONY: demo test claims bench peers docs native native-test clean
+.PHONY: demo test claims bench peers docs native native-test native-test-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +20,7 @@ help:
 	@echo "make docs    write the generated pages again"
 	@echo "make native  the compiled kernels, where there is a C++ compiler (a minute)"
 	@echo "make native-test  their C++ tests with sanitizers (minutes)"
+	@echo "make native-test-neon  the same tests for ARM, where there are a cross compiler and qemu-user (minutes)"
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -40,6 +42,16 @@ native-test: .venv/ready
 		$(CMAKE) -S native -B build/native-$$kind -DTRIMTAB_PYTHON=OFF -DTRIMTAB_TESTS=ON -DTRIMTAB_SANITIZE=$$kind > /dev/null && \
 		$(CMAKE) --build build/native-$$kind --parallel 2 && build/native-$$kind/trimtab_tests || exit 1; \
 	done
+
+# Emulated processors: one with what every 64-bit ARM has, and one with dot products as well.
+native-test-neon: .venv/ready
+	@for word in $(ARM_CXX) qemu-aarch64; do command -v $$word > /dev/null || \
+		{ echo "there is no $$word (Debian: apt-get install g++-aarch64-linux-gnu qemu-user)"; exit 1; }; done
+	@test -x $(CMAKE) || $(BIN)/python -m pip install --quiet cmake
+	$(CMAKE) -S native -B build/native-neon -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=$(ARM_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static -DTRIMTAB_PYTHON=OFF -DTRIMTAB_TESTS=ON > /dev/null
+	$(CMAKE) --build build/native-neon --parallel 2
+	for cpu in cortex-a53 neoverse-n1; do qemu-aarch64 -cpu $$cpu build/native-neon/trimtab_tests 2 || exit 1; done
 
 demo: .venv/native
 	$(BIN)/python -m trimtab.data.assets

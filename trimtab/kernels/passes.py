@@ -12,12 +12,13 @@ from torch import Tensor
 
 from trimtab.kernels.module import available, instruction_set, native
 
+FAST = ("avx2", "avx512")  # elsewhere there are plain loops only, slower than torch
 WIDTH = 16  # the width of a head is a multiple of it
 
 
 def serves_passes() -> bool:
-    """Whether passes in bfloat16 use compiled kernels here. Plain loops would be slower than torch."""
-    return os.environ.get("TRIMTAB_KERNELS") != "0" and available() and instruction_set() != "scalar"
+    """Whether passes in bfloat16 use compiled kernels here."""
+    return os.environ.get("TRIMTAB_KERNELS") != "0" and available() and instruction_set() in FAST
 
 
 def add_gram(total: Tensor, x: Tensor) -> bool:

@@ -76,6 +76,48 @@ inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
 }
 inline Floats from_halves(const uint8_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 
+// The next values at p, one for every row in `mask`; the other rows are 0.
+template <Store S>
+inline Floats spread(const uint8_t* p, uint32_t mask) {
+  Floats next;
+  if constexpr (S == Store::float32) next = load(reinterpret_cast<const float*>(p));
+  if constexpr (S == Store::float16) next = from_halves(p);
+  if constexpr (S == Store::bfloat16) next = from_bfloats(p);
+  return {_mm512_maskz_expand_ps(static_cast<__mmask16>(mask), next.v)};
+}
+
+// Byte C of every row's 4.
+template <int C>
+inline Ints code_at(const uint8_t* p) {
+  return {_mm512_and_si512(_mm512_srli_epi32(_mm512_loadu_si512(p), 8 * C), _mm512_set1_epi32(255))};
+}
+inline Ints times(Ints a, int32_t factor) { return {_mm512_mullo_epi32(a.v, _mm512_set1_epi32(factor))}; }
+inline void store_ints(int32_t* p, Ints a) { _mm512_storeu_si512(p, a.v); }
+inline Floats gathered(const float* table, Ints index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
+inline Floats of_16(const float* table, Ints index) { return {_mm512_permutexvar_ps(index.v, _mm512_loadu_ps(table))}; }
+
+// 4 numbers of one row.
+struct Four {
+  __m128 v;
+};
+inline Four load_four(const float* p) { return {_mm_loadu_ps(p)}; }
+inline Four add_four(Four a, Four b) { return {_mm_add_ps(a.v, b.v)}; }
+// Rows i, 4 + i, 8 + i and 12 + i in a register, then 4 x 4 turned in every quarter.
+inline void turn(const Four* rows, Floats* columns) {
+  __m512 r[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[i].v), rows[4 + i].v, 1);
+    const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[8 + i].v), rows[12 + i].v, 1);
+    r[i] = _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+  }
+  const __m512 a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+  const __m512 c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+  columns[0].v = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(c)));
+  columns[1].v = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(c)));
+  columns[2].v = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
+  columns[3].v = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
+}
+
 struct Quad {
   __m512i v;
 };
