@@ -7,7 +7,7 @@ ARGS ?=
 NATIVE := $(shell find native -type f -not -path '*/build/*' 2>/dev/null)
 CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
 
-.PHONY: demo test claims bench peers docs native native-test clean
+.PHONY: demo test claims bench peers docs site wheels native native-test clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make bench   passes against a peer, appended to benchmarks/results.jsonl (about an hour)"
 	@echo "make peers   what benchmarks/runtime.py compares with: llama.cpp, built twice (20 minutes on 2 cores)"
 	@echo "make docs    write the generated pages again"
+	@echo "make site    the documentation as a site, in build/site"
+	@echo "make wheels  both packages as wheels, in dist"
 	@echo "make native  the compiled kernels, where there is a C++ compiler (a minute)"
 	@echo "make native-test  their C++ tests with sanitizers (minutes)"
 
@@ -24,7 +26,7 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev,peft,data,plot]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,peft,data,plot,docs]"
 	touch $@
 
 native: .venv/native
@@ -70,6 +72,12 @@ peers: .runtime-venv/ready .runtime-venv-avx2/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/generate.py
+
+site: .venv/ready
+	$(BIN)/python -m mkdocs build --strict
+
+wheels: .venv/ready
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./native
 
 clean:
 	rm -rf .venv .bench-venv .runtime-venv .runtime-venv-avx2 build dist *.egg-info

@@ -1,8 +1,6 @@
 """The main job from end to end: open a model, check the plan, run the recipe, write the result or nothing at all."""
 
 import hashlib
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import Original, Storage
+from trimtab.core.kinds import Method, Original, Storage
 from trimtab.core.progress import Progress, Watcher, unwatched
-from trimtab.core.recipe import Calibration, Recipe
+from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
 from trimtab.data.windows import calibration_windows
 from trimtab.engine.plan import Plan
@@ -26,8 +24,11 @@ from trimtab.engine.run import run
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, save
 from trimtab.host.gguf_import import history, resolve_model
+from trimtab.host.peak import peak_memory
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_target, ensure_space
+
+Asked = str | Path | Recipe | Method | Step | Sequence[Method | Step]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Compressed:
 
 def compress(
     model: str | Path | PreTrainedModel,
-    recipe: str | Recipe,
+    recipe: Asked,
     out: str | Path | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -56,7 +57,7 @@ def compress(
     """Compress a model and, with `out`, write it as an ordinary Hugging Face folder.
 
     model: folder, hub name, `asset:smollm2-135m`, or a model in memory (changed in place; give its tokenizer too).
-    recipe: a `Recipe`, an expression such as "gptq(bits=3)", or the path of a .yaml file.
+    recipe: a `Recipe`, an expression such as "gptq(bits=3)", the path of a .yaml file, or the methods themselves in order.
     packed: store sparse results compactly instead of as plain matrices with zeros. dtype: what is not compressed is cast to.
     Raises `UsageError` (and its kinds) before any weight moves if the request does not fit; the output is all or nothing.
     """
@@ -90,31 +91,27 @@ def compress(
     return Compressed(model, tokenizer, report, expected, folder)
 
 
-def plan(
-    model: str | Path | PreTrainedModel, recipe: str | Recipe, *, dtype: torch.dtype | None = None, packed: bool = False
-) -> Plan:
+def plan(model: str | Path | PreTrainedModel, recipe: Asked, *, dtype: torch.dtype | None = None, packed: bool = False) -> Plan:
     """What `compress` would do, step by step, and the size of the result. Changes nothing."""
     opened, _, _ = _opened(model, None, dtype, None)
     return planned(Anatomy.of(opened), as_recipe(recipe), packed)
 
 
-def as_recipe(recipe: str | Recipe) -> Recipe:
-    """A recipe from what a user has at hand: a `Recipe`, a .yaml path, or an expression."""
+def as_recipe(recipe: Asked) -> Recipe:
+    """A recipe from what a user has at hand: a `Recipe`, a .yaml path, an expression, one method or several."""
     if isinstance(recipe, Recipe):
         return recipe
-    return Recipe.read(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.of(recipe)
+    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))):
+        return Recipe.read(recipe)
+    if isinstance(recipe, str):
+        return Recipe.of(recipe)
+    return Recipe(recipe if isinstance(recipe, tuple) else (recipe,) if isinstance(recipe, Method | Step) else tuple(recipe))
 
 
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether any step looks at activations."""
     methods = [m for step in recipe.steps for m in (step.method, step.by) if m is not None]
     return any(need not in (Original, Storage) for method in methods for need in method.needs)
-
-
-def peak_memory() -> int:
-    """Bytes: the most this process ever held."""
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 
 
 def _opened(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) -> tuple[PreTrainedModel, Any, list[str]]:
