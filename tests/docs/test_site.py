@@ -41,7 +41,7 @@ def test_links_between_docs_and_repository_lead_to_pages_of_the_site(site):
 def test_fences_with_marks_are_code(site):
     page = (site / "recipes.html").read_text(encoding="utf-8")
     assert "file=recipe.yaml" not in page
-    assert "language-yaml" in page
+    assert '<span class="nt">steps</span>' in page, "coloured as YAML"
 
 
 def test_nothing_is_fetched_from_elsewhere(site):

@@ -80,23 +80,27 @@ def test_peak_memory_without_getrusage(monkeypatch):
     assert peak.peak_memory() == 123
 
 
+class Elsewhere:
+    """os, on a system that opens no folders and replaces none by a rename."""
+
+    name = "another"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, *given: Any) -> int:
+        assert not Path(path).is_dir(), "a folder cannot be opened there"
+        return os.open(path, *given)
+
+    def rename(self, old: Any, new: Any) -> None:
+        assert not Path(new).exists(), "a name cannot be taken by a rename there"
+        os.rename(old, new)
+
+
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that opens no folders, replaces none by a rename, and cannot exchange two names."""
-    monkeypatch.setattr(os, "name", "another")
-    monkeypatch.setattr(sys, "platform", "another")
-    open_, rename = os.open, os.rename
-
-    def opened(path: Any, *given: Any, **named: Any) -> int:
-        assert not Path(path).is_dir(), "a folder cannot be opened there"
-        return open_(path, *given, **named)
-
-    def renamed(old: Any, new: Any) -> None:
-        assert not Path(new).exists(), "a name cannot be taken by a rename there"
-        rename(old, new)
-
-    monkeypatch.setattr(os, "open", opened)
-    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(publish, "os", Elsewhere())
+    monkeypatch.setattr(publish, "sys", SimpleNamespace(platform="another"))  # two names cannot be exchanged either
 
 
 def write(target: Path, text: str, overwrite: bool = False) -> None:
@@ -113,7 +117,7 @@ def test_folders_are_published_elsewhere(elsewhere, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_what_a_dead_writer_left_is_removed_elsewhere(elsewhere, tmp_path, monkeypatch):
+def test_what_a_dead_writer_left_is_removed_elsewhere(elsewhere, tmp_path):
     alive, dead = (tmp_path / f".model.partial-{pid}-abcd" for pid in (os.getpid(), 2**22 + 1))
     for folder in (alive, dead):
         folder.mkdir()

@@ -79,8 +79,8 @@ def test_both_packages_have_the_same_version_and_python():
     native = tomllib.loads((ROOT / "native" / "pyproject.toml").read_text(encoding="utf-8"))
     for field in ("version", "requires-python", "license"):
         assert native["project"][field] == PROJECT[field]
-    newest = native["tool"]["cibuildwheel"]["build"].split()[0]
-    assert newest == "cp" + PROJECT["requires-python"].removeprefix(">=").replace(".", "") + "-*"
+    oldest = native["tool"]["cibuildwheel"]["build"].split()[0]
+    assert oldest == "cp" + PROJECT["requires-python"].removeprefix(">=").replace(".", "") + "-*"
 
 
 def test_the_image_is_made_of_files_that_there_are():

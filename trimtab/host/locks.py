@@ -12,7 +12,7 @@ PAUSE = 0.05  # seconds between two tries, where the system cannot wait by itsel
 if sys.platform == "win32":
     import msvcrt
 
-    BEYOND = 1 << 40  # a byte that no file has: a lock on it keeps nobody from reading, and writers exclude each other
+    BEYOND = (1 << 31) - 2  # a byte that no such file has: a lock on it keeps nobody from reading
 
     def _try(file: IO[Any]) -> bool:
         try:
