@@ -8,7 +8,7 @@ ARM_CXX ?= aarch64-linux-gnu-g++
 NATIVE := $(shell find native -type f -not -path '*/build/*' 2>/dev/null)
 CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
 
-.PHONY: demo test claims bench peers docs native native-test native-test-neon clean
+.PHONY: demo test claims bench peers docs site wheels native native-test native-test-neon clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo "make bench   passes against a peer, appended to benchmarks/results.jsonl (about an hour)"
 	@echo "make peers   what benchmarks/runtime.py compares with: llama.cpp, built twice (20 minutes on 2 cores)"
 	@echo "make docs    write the generated pages again"
+	@echo "make site    the documentation as a site, in build/site"
+	@echo "make wheels  both packages as wheels, in dist"
 	@echo "make native  the compiled kernels, where there is a C++ compiler (a minute)"
 	@echo "make native-test  their C++ tests with sanitizers (minutes)"
 	@echo "make native-test-neon  the same tests for ARM, where there are a cross compiler and qemu-user (minutes)"
@@ -26,7 +28,7 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev,peft,data,plot]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,peft,data,plot,docs]"
 	touch $@
 
 native: .venv/native
@@ -82,6 +84,12 @@ peers: .runtime-venv/ready .runtime-venv-avx2/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/generate.py
+
+site: .venv/ready
+	$(BIN)/python -m mkdocs build --strict
+
+wheels: .venv/ready
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./native
 
 clean:
 	rm -rf .venv .bench-venv .runtime-venv .runtime-venv-avx2 build dist *.egg-info

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli import show
+from trimtab.cli import complete, show
 from trimtab.cli.manners import Exit, Interrupted, Terminated
 from trimtab.cli.options import Device, Dtype, Json, Quiet, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
@@ -41,7 +41,9 @@ def compress(
     ] = None,
     out: Annotated[str | None, typer.Option("-o", "--output-dir", metavar="OUT", help="Folder to write.")] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help="A YAML recipe.")] = None,
-    method: Annotated[str | None, typer.Option(metavar="ID", help="One method; its knobs become options.")] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="ID", help="One method; its knobs become options.", autocompletion=complete.method)
+    ] = None,
     do: Annotated[str | None, typer.Option(metavar="EXPRESSION", help='Such as "gptq(bits=3)".')] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only these matrices; may be repeated.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Not these matrices; may be repeated.")] = None,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.cli import show
+from trimtab.cli import complete, show
 from trimtab.cli.options import Json, Model, Quiet, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help=TO, show_default=False)],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help=TO, show_default=False, autocompletion=complete.target)],
     out: Annotated[str | None, typer.Option("-o", "--output-dir", metavar="OUT", help="Folder to write.")] = None,
     requantize: Annotated[str | None, typer.Option(metavar="FORMAT", help=REQUANTIZE)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder, once the new one is whole.")] = False,

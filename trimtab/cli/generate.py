@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from trimtab.cli import show
+from trimtab.cli import complete, show
 from trimtab.cli.options import Device, Dtype, Json, Model, Quiet, Threads, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from trimtab.cli.voice import Voice
     from trimtab.runtime import Sampling
 
-Engine = Annotated[str, typer.Option(help="native, torch, or auto: native where it covers the model.")]
+Engine = Annotated[
+    str, typer.Option(help="native, torch, or auto: native where it covers the model.", autocompletion=complete.engine)
+]
 Seed = Annotated[int | None, typer.Option(help="Sample with this seed. (default: greedy)")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="Sample; below 1 the likely become likelier. (default: greedy)")]
 TopK = Annotated[int | None, typer.Option(min=0, help="Sample among so many likeliest tokens; 0: all.")]

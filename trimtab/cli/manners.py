@@ -3,6 +3,7 @@
 Scripts depend on these, so they are in one place. A traceback is for whoever wants to mend trimtab: `-v` or TRIMTAB_DEBUG=1.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -17,6 +18,7 @@ import typer
 from trimtab.core.errors import TrimtabError, UsageError
 
 OFF = ("", "0", "false", "no", "off")
+NO_COLOR = "--no-color"
 HUSH = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 # Typer brings click along, under a name that differs between its versions; this is click's UsageError in all of them.
@@ -96,6 +98,29 @@ def complain(message: str, kind: str = "error: ") -> None:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+@contextmanager
+def colours(args: Sequence[str]) -> Iterator[list[str]]:
+    """Yields the words without `--no-color`, which may stand anywhere; inside, it acts as NO_COLOR=1 does, libraries included."""
+    end = args.index("--") if "--" in args else len(args)
+    asked = [*(arg for arg in args[:end] if arg != NO_COLOR), *args[end:]]
+    before = os.environ.get("NO_COLOR")
+    if len(asked) < len(args):
+        os.environ["NO_COLOR"] = "1"
+    try:
+        yield asked
+    finally:
+        if len(asked) < len(args):
+            os.environ.pop("NO_COLOR")
+            os.environ.update({} if before is None else {"NO_COLOR": before})
+
+
+def printable(*streams: TextIO) -> None:
+    """A result is not lost over a character that the stream's encoding lacks (a pipe on Windows, say): it becomes `?`."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
 
 
 def plain_dashes(args: Sequence[str]) -> list[str]:

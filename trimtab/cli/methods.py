@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli import show
+from trimtab.cli import complete, show
 from trimtab.cli.options import Json, Verbose
 from trimtab.cli.request import knob_rows
 
@@ -26,7 +26,10 @@ def register(app: typer.Typer) -> None:
 
 
 def methods(
-    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One method, in full.", show_default=False)] = None,
+    id: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="One method, in full.", show_default=False, autocompletion=complete.method),
+    ] = None,
     ledger: Ledger = LEDGER,
     json: Json = False,
     verbose: Verbose = False,

@@ -139,7 +139,12 @@ class Stream:
     def _forward(self, block: int) -> Iterator[None]:
         """Inside, the block computes as this stream does."""
         real = self.anatomy.blocks[block]
-        with self.present(block), _cast(real.parameters(), self.compute), self.profile("forward"), compiled_attention(self.compute):
+        with (
+            self.present(block),
+            _cast(real.parameters(), self.compute),
+            self.profile("forward"),
+            compiled_attention(self.compute),
+        ):
             yield
 
     def _record(self, ids: Tensor, shared: "_Shared") -> None:

@@ -183,7 +183,15 @@ def _from_hub(name: str) -> Path:
     except HFValidationError as error:
         raise ModelError(f"there is no model folder {name}, and it is no hub name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(f"there is no model folder {name}, and the hub has no such model or cannot be reached") from error
+        raise ModelError(f"there is no model folder {name}, and {_why_not_from_hub()}") from error
+
+
+def _why_not_from_hub() -> str:
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return "it was not fetched before; unset HF_HUB_OFFLINE to ask the hub"
+    return "the hub has no such model or cannot be reached"
 
 
 def read_config(place: Path) -> Any:

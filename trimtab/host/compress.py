@@ -1,8 +1,6 @@
 """The main job from end to end: open a model, check the plan, run the recipe, write the result or nothing at all."""
 
 import hashlib
-import resource
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import Original, Storage
+from trimtab.core.kinds import Method, Original, Storage
 from trimtab.core.progress import Progress, Watcher, unwatched
-from trimtab.core.recipe import Calibration, Recipe
+from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
 from trimtab.data.windows import calibration_windows
 from trimtab.engine.depot import Depot
@@ -31,14 +29,18 @@ from trimtab.engine.resume import UNKEPT
 from trimtab.engine.run import run
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, local_folder, save
-from trimtab.host.gguf_import import history, resolve_model
 from trimtab.host.identity import identity
 from trimtab.host.keeping import EVERY, Keeping, state_of
+from trimtab.host.model_assets import resolve_model
 from trimtab.host.offload import check_steps, open_model, save_model
+from trimtab.host.peak import peak_memory
 from trimtab.host.preflight import Preflight, preflight
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_target, ensure_space
+from trimtab.host.source import history
 from trimtab.host.store import Store, held
+
+Asked = str | Path | Recipe | Method | Step | Sequence[Method | Step]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Compressed:
 
 def compress(
     model: str | Path | PreTrainedModel,
-    recipe: str | Recipe,
+    recipe: Asked,
     out: str | Path | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -74,7 +76,7 @@ def compress(
     """Compress a model and, with `out`, write it as an ordinary Hugging Face folder.
 
     model: folder, hub name, `asset:smollm2-135m`, or a model in memory (changed in place; give its tokenizer too).
-    recipe: a `Recipe`, an expression such as "gptq(bits=3)", or the path of a .yaml file.
+    recipe: a `Recipe`, an expression such as "gptq(bits=3)", the path of a .yaml file, or the methods themselves in order.
     packed: store sparse results compactly instead of as plain matrices with zeros. dtype: what is not compressed is cast to.
     resume: keep the state of the work in `OUT.partial`, at most every `checkpoint_every` seconds, and go on from what a stopped
     process left there; fresh: forget that first. For a model in memory, or without `out`, nothing is kept.
@@ -220,9 +222,7 @@ def _written(
     return replace(done, folder=Path(out))
 
 
-def plan(
-    model: str | Path | PreTrainedModel, recipe: str | Recipe, *, dtype: torch.dtype | None = None, packed: bool = False
-) -> Plan:
+def plan(model: str | Path | PreTrainedModel, recipe: Asked, *, dtype: torch.dtype | None = None, packed: bool = False) -> Plan:
     """What `compress` would do, step by step, and the size of the result. Changes nothing."""
     opened, _, _ = _opened(model, None, dtype, None)
     return planned(Anatomy.of(opened), as_recipe(recipe), packed)
@@ -230,7 +230,7 @@ def plan(
 
 def ahead(
     model: str | Path,
-    recipe: str | Recipe,
+    recipe: Asked,
     out: str | Path | None = None,
     *,
     dtype: torch.dtype | None = None,
@@ -253,23 +253,21 @@ def ahead(
     return preflight(opened, as_recipe(recipe), packed, folder, out, rehearse=True, opened=took)
 
 
-def as_recipe(recipe: str | Recipe) -> Recipe:
-    """A recipe from what a user has at hand: a `Recipe`, a .yaml path, or an expression."""
+def as_recipe(recipe: Asked) -> Recipe:
+    """A recipe from what a user has at hand: a `Recipe`, a .yaml path, an expression, one method or several."""
     if isinstance(recipe, Recipe):
         return recipe
-    return Recipe.read(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.of(recipe)
+    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))):
+        return Recipe.read(recipe)
+    if isinstance(recipe, str):
+        return Recipe.of(recipe)
+    return Recipe(recipe if isinstance(recipe, tuple) else (recipe,) if isinstance(recipe, Method | Step) else tuple(recipe))
 
 
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether any step looks at activations."""
     methods = [m for step in recipe.steps for m in (step.method, step.by) if m is not None]
     return any(need not in (Original, Storage) for method in methods for need in method.needs)
-
-
-def peak_memory() -> int:
-    """Bytes: the most this process ever held."""
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 
 
 def _opened(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) -> tuple[PreTrainedModel, Any, list[str]]:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.host import manifest
 from trimtab.host.instants import reached
@@ -63,7 +65,8 @@ def publish(
             raise _full(target, needs) from error
         raise
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def ensure_space(folder: Path, needs: int) -> None:
@@ -117,8 +120,11 @@ def _check_existing(target: Path, overwrite: bool) -> None:
         raise UsageError(f"{target} is not a model folder and will not be replaced; choose another name")
 
 
-def _locked(partial: Path) -> int:
+def _locked(partial: Path) -> int | None:
+    """Only POSIX systems can open a folder; elsewhere the process id in its name alone says that it is being written."""
     partial.mkdir()
+    if os.name != "posix":
+        return None
     handle = os.open(partial, os.O_RDONLY)
     _try_lock(handle)
     return handle
@@ -134,6 +140,8 @@ def _finish(partial: Path) -> None:
 
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
     if not (target.exists() and any(target.iterdir())):
+        if target.exists() and os.name != "posix":
+            target.rmdir()  # it is empty; on POSIX systems the rename replaces it
         os.rename(partial, target)
         reached("publish: in place")
         _sync(target.parent)
@@ -184,8 +192,11 @@ def _sync(path: Path) -> None:
 def _is_abandoned(path: Path) -> bool:
     """No living process of this system has this id, and nobody holds the lock (a process in another container might)."""
     pid = path.name.rpartition("-")[0].rpartition("-")[2]
-    if not pid.isdigit() or _is_alive(int(pid)):
+    # psutil: asking with signal 0, as POSIX allows, would interrupt the process on Windows.
+    if not pid.isdigit() or psutil.pid_exists(int(pid)):
         return False
+    if os.name != "posix":
+        return True
     with suppress(FileNotFoundError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -196,10 +207,8 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _try_lock(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: the process id alone decides
-        return True
+    import fcntl
+
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -208,16 +217,6 @@ def _try_lock(handle: int) -> bool:
         if error.errno in (errno.ENOLCK, *CANNOT):  # some network file systems have no locks
             return True
         raise
-    return True
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
     return True
 
 

@@ -1,0 +1,37 @@
+# Written by docs/generate.py from the files beside it; changes made here are lost.
+
+from trimtab.methods.allocate.layerwise_quant import LayerwiseQuant as LayerwiseQuant
+from trimtab.methods.allocate.luq import Luq as Luq
+from trimtab.methods.allocate.shiftadd_bits import ShiftaddBits as ShiftaddBits
+from trimtab.methods.blocks.shortgpt import ShortGPT as ShortGPT
+from trimtab.methods.channels.flap import Flap as Flap
+from trimtab.methods.factorize.lqer import Lqer as Lqer
+from trimtab.methods.factorize.svd import Svd as Svd
+from trimtab.methods.factorize.svd_llm import SvdLlm as SvdLlm
+from trimtab.methods.probe.depth_efficiency import DepthEfficiency as DepthEfficiency
+from trimtab.methods.probe.feature_spectrum import FeatureSpectrum as FeatureSpectrum
+from trimtab.methods.probe.lora_limits import LoraLimits as LoraLimits
+from trimtab.methods.probe.outliers import Outliers as Outliers
+from trimtab.methods.probe.sensitivity import Sensitivity as Sensitivity
+from trimtab.methods.probe.top_singular import TopSingular as TopSingular
+from trimtab.methods.probe.update_geometry import UpdateGeometry as UpdateGeometry
+from trimtab.methods.prune.magnitude import Magnitude as Magnitude
+from trimtab.methods.prune.sparsegpt import SparseGPT as SparseGPT
+from trimtab.methods.prune.wanda import Wanda as Wanda
+from trimtab.methods.quantize.awq import Awq as Awq
+from trimtab.methods.quantize.awq_clip import AwqClip as AwqClip
+from trimtab.methods.quantize.d2quant import D2Quant as D2Quant
+from trimtab.methods.quantize.easyquant import EasyQuant as EasyQuant
+from trimtab.methods.quantize.gptaq import Gptaq as Gptaq
+from trimtab.methods.quantize.gptq import Gptq as Gptq
+from trimtab.methods.quantize.hlq import Hlq as Hlq
+from trimtab.methods.quantize.hqq import Hqq as Hqq
+from trimtab.methods.quantize.pvq import Pvq as Pvq
+from trimtab.methods.quantize.quantlrm import QuantLRM as QuantLRM
+from trimtab.methods.quantize.rescomp import Rescomp as Rescomp
+from trimtab.methods.quantize.residual_start import ResidualStart as ResidualStart
+from trimtab.methods.quantize.rsq import Rsq as Rsq
+from trimtab.methods.quantize.rtn import Rtn as Rtn
+from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
+from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
+from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
