@@ -108,9 +108,9 @@ void attends(Random& random, const std::string& set, const Shape& s) {
     for (int64_t h = 0; h < s.heads; ++h)
       for (int64_t i = 0; i < s.queries; ++i) {
         reference(call, b, h, i, sum, size);
+        const uint16_t* const row = call.out.data + b * call.out.batch + h * call.out.head + i * call.out.token;
         for (int64_t d = 0; d < s.value_dim; ++d) {
-          const double off = std::fabs(wide(call.out.data[b * call.out.batch + h * call.out.head + i * call.out.token + d]) -
-                                       sum[place(d)]);
+          const double off = std::fabs(wide(row[d]) - sum[place(d)]);
           // Half a unit of bfloat16 for each weight and for the result, and a little for sums in float32.
           right = right && off <= (0x1p-8 + 1e-5) * size[place(d)] + 0x1p-8 * std::fabs(sum[place(d)]) + 1e-30;
         }
@@ -124,9 +124,12 @@ void not_a_number(Random& random, const std::string& set) {
   auto q = normal(random, 20 * 16), k = normal(random, 20 * 16), v = normal(random, 20 * 16);
   std::vector<uint16_t> out(20 * 16);
   q[7 * 16 + 3] = kNan;
-  attention({laid_out<const uint16_t>(q, 20, 1, 16), laid_out<const uint16_t>(k, 20, 1, 16), laid_out<const uint16_t>(v, 20, 1, 16),
-             laid_out<uint16_t>(out, 20, 1, 16), 1, 1, 1, 20, 20, 16, 16, 1.0f, true},
-            passes(kernels(set)), 1);
+  const WindowAttention call{laid_out<const uint16_t>(q, 20, 1, 16),
+                             laid_out<const uint16_t>(k, 20, 1, 16),
+                             laid_out<const uint16_t>(v, 20, 1, 16),
+                             laid_out<uint16_t>(out, 20, 1, 16),
+                             1, 1, 1, 20, 20, 16, 16, 1.0f, true};
+  attention(call, passes(kernels(set)), 1);
   bool right = true;
   for (int64_t i = 0; i < 20 * 16; ++i) right = right && std::isnan(wide(out[place(i)])) == (i / 16 == 7);
   expect(right, set + " attention of NaN");

@@ -1,8 +1,8 @@
-// What a model's own forward pass spends its time on when it computes in bfloat16 and calibrates: attention over whole windows, and
-// the second moments of what matrices are given. One table per instruction set, like the kernels.
+// What calibration spends its time on besides products when it computes in bfloat16: attention over whole windows, and the second
+// moments of what matrices are given. One table per instruction set, like the kernels.
 //
-// Both are products of pairs: two bfloat16 numbers that are multiplied with two others and added to one float32 sum. So whatever is
-// summed over (tokens of a gram, the width of a head, keys) is laid out in pairs, and the other side of the product in tiles:
+// Both are products of pairs: two bfloat16 numbers are multiplied with two others and added to one float32 sum. So whatever is
+// summed over (tokens of a gram, the width of a head, keys) is laid out in pairs, and one side of the product in tiles:
 //
 //   packed   [tile of 16][pair][16][2]
 #pragma once
@@ -37,7 +37,7 @@ struct Heads {
   int64_t batch, head, token;
 };
 
-// softmax(q k^T scale) v; with `causal`, query i looks at keys 0 to i. Scores and sums are float32, weights are rounded to bfloat16.
+// softmax(q k^T scale) v; with `causal`, query i looks at keys 0 to i. Scores and sums are float32, weights bfloat16.
 struct WindowAttention {
   Heads<const uint16_t> q, k, v;         // k and v: kept_heads, each for as many neighbouring heads of q
   Heads<uint16_t> out;
