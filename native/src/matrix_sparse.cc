@@ -27,7 +27,8 @@ void Matrix::spread(Bytes values, Bytes bitmap, const std::vector<int64_t>& rows
   int64_t total = 0;
   for (int64_t tile = 0; tile < t.tiles; ++tile) {
     const int64_t first = tile * kRows, last = first + kRows < t.out ? first + kRows : t.out;
-    const int64_t bytes = masks + ceil_to((rows[static_cast<std::size_t>(last)] - rows[static_cast<std::size_t>(first)]) * each, kVector);
+    const int64_t count = rows[static_cast<std::size_t>(last)] - rows[static_cast<std::size_t>(first)];
+    const int64_t bytes = masks + ceil_to(count * each, kVector);
     starts_.push_back(total);
     total += bytes;
     t.tile_bytes = bytes > t.tile_bytes ? bytes : t.tile_bytes;

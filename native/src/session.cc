@@ -395,7 +395,7 @@ void Session::make_inputs(const Run& run, const Step& step, uint8_t* memory, int
     const Integers& form = step.integers[i];
     const Input& input = step.inputs[size(form.input)];
     const float* const x = own(run, input) ? reinterpret_cast<const float*>(memory + place(run, step, size(form.input)))
-                                           : buffer(input.buffer) + run.offset * input.width;
+                                           : buffer(input.buffer) + run.first_row(input) * input.width;
     const Batch batch =
         lay_out(*form.layout, run.tokens, static_cast<int>(options_.activations), memory + integers_place(run, step, i));
     kernels_.quantize(*form.layout, x, batch, begin, end);
@@ -403,7 +403,7 @@ void Session::make_inputs(const Run& run, const Step& step, uint8_t* memory, int
 }
 
 void Session::make_input(const Run& run, const Input& input, int64_t token, float* to, uint8_t* scratch) const {
-  const int64_t row = run.offset + token, n = input.width;
+  const int64_t row = run.first_row(input) + token, n = input.width;
   const float* const x = buffer(input.buffer) + row * n;
   if (input.norm) {
     const Norm& norm = *input.norm;
@@ -430,7 +430,7 @@ void Session::multiply(const Run& run, const Step& step, uint8_t* memory, int64_
     if (p.integers < 0) {
       const Input& input = step.inputs[size(p.input)];
       const float* const x = own(run, input) ? reinterpret_cast<const float*>(memory + place(run, step, size(p.input)))
-                                             : buffer(input.buffer) + run.offset * input.width;
+                                             : buffer(input.buffer) + run.first_row(input) * input.width;
       kernels_.exact(m, x, run.tokens, p.bias, y, first, last, scratch);
     } else {
       const Batch batch = lay_out(m, run.tokens, static_cast<int>(options_.activations),

@@ -165,8 +165,11 @@ void reading(Random& random, const std::string& set) {
   Numbers at_once(static_cast<std::size_t>(count * wide)), last(static_cast<std::size_t>(wide));
   whole.read(ids.data(), count, at_once.data(), true);
   const int64_t first = std::max<int64_t>(0, count - 20);
-  if (first) stepped.read(ids.data(), first, nullptr, false);
   double worst = 0;
+  if (first) {
+    stepped.read(ids.data(), first, last.data(), false);
+    worst = apart(last, Numbers(at_once.begin() + (first - 1) * wide, at_once.begin() + first * wide));
+  }
   for (int64_t i = first; i < count; ++i) {
     stepped.read(ids.data() + i, 1, last.data(), false);
     worst = std::max(worst, apart(last, Numbers(at_once.begin() + i * wide, at_once.begin() + (i + 1) * wide)));

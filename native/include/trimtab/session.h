@@ -73,6 +73,8 @@ class Session {
     int64_t splits = 1;  // of the positions that one token looks at, the largest number if there are seats
     const Seat* seats = nullptr;
 
+    // What compositions put down between their steps begins at the front.
+    int64_t first_row(const Input& input) const { return input.buffer < Program::kFirstOfCompositions ? offset : 0; }
     int64_t at(int64_t token) const { return seats ? seats[token].position : position + token; }
     int64_t splits_of(int64_t token) const { return seats ? seats[token].splits : splits; }
     bool few() const { return tokens == 1 || seats; }  // a head and token are looked after in parts
