@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor, cat
 
@@ -75,8 +76,11 @@ def identity(
 
 
 def code_of(method: type[Method]) -> str:
-    """SHA-256, in hex, of the code of a method's file."""
-    source = inspect.getsource(inspect.getmodule(method) or method)
+    """SHA-256, in hex, of the code of a method's file; of one that was typed in, a number that never comes again."""
+    try:
+        source = inspect.getsource(inspect.getmodule(method) or method)
+    except (OSError, TypeError):  # no file: whether it is the same code in another process cannot be known
+        return f"typed in: {uuid4().hex}"
     return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest()
 
 
