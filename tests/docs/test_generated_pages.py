@@ -49,7 +49,7 @@ def test_a_result_in_the_ledger_is_on_the_page(tmp_path):
     page = (tmp_path / "docs" / "methods" / "gptq.md").read_text(encoding="utf-8")
     assert "| fails | +0.0100 (+0.0050 to +0.0150) | 3.300 and 3.300 | 24 x 3 |" in page
     here = "smollm2-135m: 21.50 > 20.00, n = 24 x 3, 95 % interval +0.0050 to +0.0150"
-    assert f"| beats-rtn-at-3-bit | 6.42 < 6.66, Llama-2-7B, WikiText2, groups of 128 | {here} | - | fails |" in page
+    assert f"| beats-rtn-at-3-bit | 6.42 < 6.66, Llama-2-7B, WikiText2, groups of 128 | {here} | 10.00 | fails |" in page
     others = len(get("gptq").card.claims) - 1
     assert f"1 fails, {others} not run" in (tmp_path / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
 
