@@ -86,7 +86,7 @@ docs: .venv/ready
 	$(BIN)/python docs/generate.py
 
 site: .venv/ready
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheels: .venv/ready
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./native
