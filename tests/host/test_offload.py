@@ -68,7 +68,8 @@ def sweeps(model: Path, made: Recipe, out: Path, **how) -> list[int]:
         ("gemma2", "gptaq(group_size=32)", {}),
         ("qwen3", "gptq(group_size=32) by luq", {"packed": True}),
         ("phi3", "rtn(group_size=32)", {"dtype": torch.float16}),
-        ("opt", "wanda(pattern='2:4')", {"packed": True}),
+        ("opt", "wanda(sparsity=0.5) -> gptaq(group_size=32) -> lqer(rank=4)", {}),
+        ("llama", "wanda(pattern='2:4')", {"packed": True}),
     ],
 )
 def test_the_files_are_the_same(text, tmp_path, family, steps, how):
@@ -83,8 +84,8 @@ def test_the_files_are_the_same(text, tmp_path, family, steps, how):
 
 def test_it_can_be_stopped_and_taken_up_also_the_other_way(text, tmp_path):
     model = tiny_folder(tmp_path / "model")
-    made = recipe(text, "gptaq(group_size=32)")
-    compress(model, made, tmp_path / "memory")
+    made = recipe(text, "wanda(sparsity=0.5)")
+    compress(model, made, tmp_path / "memory", packed=True)
 
     def watch(now):
         if now.phase == "sweep" and now.done == 2:
@@ -93,8 +94,8 @@ def test_it_can_be_stopped_and_taken_up_also_the_other_way(text, tmp_path):
     for first, then in ((tmp_path / "place", tmp_path / "place"), (tmp_path / "place", None), (None, tmp_path / "place")):
         out = tmp_path / f"out-{bool(first)}-{bool(then)}"
         with pytest.raises(KeyboardInterrupt):
-            compress(model, made, out, offload=first, checkpoint_every=0, watch=watch)
-        assert sweeps(model, made, out, offload=then) == [2, 3, 4]
+            compress(model, made, out, offload=first, checkpoint_every=0, watch=watch, packed=True)
+        assert sweeps(model, made, out, offload=then, packed=True) == [2, 3, 4]
         assert files(out) == files(tmp_path / "memory")
 
 
