@@ -68,10 +68,13 @@ def test_size_is_what_was_said(text, tmp_path, family, steps):
     assert said == pytest.approx(file_bytes(tmp_path / "out").value, rel=1e-3)
 
 
-def test_a_rehearsal_changes_nothing(text):
+@pytest.mark.parametrize(
+    "steps", ["quarot -> wanda(sparsity=0.5) -> gptq(group_size=32) -> lqer(rank=4)", "flap(sparsity=0.3)", "gptaq by luq"]
+)
+def test_a_rehearsal_changes_nothing(text, steps):
     model = tiny("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    made = recipe(text, "quarot -> wanda(sparsity=0.5) -> gptq(group_size=32) -> lqer(rank=4) -> gptaq(group_size=32)")
+    made = recipe(text, steps)
     took = forecast.seconds(Anatomy.of(model), made)
     assert len(took) == len(made.steps)
     assert all(value is not None and value >= 0 for value in took)

@@ -4,15 +4,16 @@ The in-memory way reads a model as a whole, which is faster. Here a skeleton is 
 every block's tensors are known by their places in the files (`engine/depot.py`). What is written is the same to the byte.
 """
 
+import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from trimtab.anatomy.blocks import blocks_path
 from trimtab.core.errors import ModelError, UsageError
@@ -48,14 +49,18 @@ def open_model(folder: Path, dtype: torch.dtype | None, place: Path) -> tuple[Pr
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{folder} is packed; --offload opens plain models only")
     floats = [at.dtype for at in stored.values() if at.dtype.is_floating_point]
-    wanted = dtype or getattr(config, "dtype", None) or (floats[0] if floats else torch.float32)
-    model = checkpoint.skeleton(config).to(wanted)
+    said = getattr(config, "dtype", None)
+    wanted = dtype or (getattr(torch, said) if isinstance(said, str) else said) or (floats[0] if floats else torch.float32)
+    with _without_values():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=wanted)
     if wanted is not torch.float32 and (model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict):
         raise ModelError(f"{folder}: this family keeps parts in float32; --offload opens it with --dtype float32 only")
     model.config.dtype = wanted
     _check_names(model, stored, folder)
     known = _filled(model, stored, wanted)
-    _buffers(model)
+    for name, buffer in model.named_buffers():
+        if name in stored:
+            buffer.data = stored[name].read().to(buffer.dtype)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,8 @@ def save_model(
         modules = checkpoint.described(model)
         checkpoint.announce(model, modules)
         model.save_pretrained(partial, state_dict={})  # the configs
-        tensors = checkpoint.distinct(model)
+        every = model.state_dict(keep_vars=True)
+        tensors = {name: every[name] for name in checkpoint.distinct(model)}
         _write(model, tensors, lambda name: _checked(name, depot.values(tensors[name])), partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -135,18 +141,18 @@ def _filled(model: PreTrainedModel, stored: Mapping[str, Stored], dtype: torch.d
     return known
 
 
-@torch.no_grad()
-def _buffers(model: PreTrainedModel) -> None:
-    """What no file holds (rotary frequencies) is computed by the family itself, as when a model is opened as a whole."""
-    for path, module in model.named_modules():
-        meta = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
-        if not meta:
-            continue
-        if any(name not in module._non_persistent_buffers_set for name in meta) or any(True for _ in module.parameters()):
-            raise ModelError(f"{path} has tensors that only its own code can make; --offload does not open this family")
-        fresh: Any = type(module)(model.config)
-        for name in meta:
-            module._buffers[name] = fresh._buffers[name]
-        for name, value in vars(fresh).items():
-            if isinstance(value, Tensor):
-                setattr(module, name, value)
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Modules made inside have parameters without values; what they compute for themselves (rotary frequencies) they have."""
+    register = nn.Module.register_parameter
+
+    def without_value(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = without_value  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

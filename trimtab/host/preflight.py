@@ -87,6 +87,16 @@ def preflight(
     return replace(found, tokens=_fitting(found, anatomy, recipe))
 
 
+def check_opening(folder: Path) -> None:
+    """Raises `UsageError` if the model in a folder is too large to be opened as a whole."""
+    size, room = sum(file.stat().st_size for file in weight_files(folder)), available() - psutil.Process().memory_info().rss
+    if size > room:
+        raise UsageError(
+            f"{folder} takes {_size(size)} of memory to be opened, {_size(room)} are available: use --offload DIR, "
+            "which keeps blocks and activations on disk"
+        )
+
+
 def available() -> int:
     """Bytes of memory that this process may hold in all: what is free and what it has, within the limits set for it."""
     own = psutil.Process().memory_info().rss
