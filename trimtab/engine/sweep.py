@@ -94,7 +94,7 @@ class Stream:
         tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
         outputs = advance or bool(of_block) or tally.late
         if outputs or tally.needs or beside:
-            with self.present(block), _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
+            with self._forward(block):
                 for batch, entering in enumerate(self.hidden):
                     if beside:
                         tally.original = beside.step(block, batch, tuple(tally.needs))
@@ -119,7 +119,7 @@ class Stream:
 
     def advance(self, block: int) -> None:
         """Replace the hidden states by the outputs of the block as it is now."""
-        with self.present(block), _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
+        with self._forward(block):
             for batch in range(len(self.hidden)):
                 self.hidden[batch] = self.drive(block, batch)
         give_back()
@@ -132,6 +132,13 @@ class Stream:
         with _replaced(self.anatomy.blocks, stand_ins), _cast(_outside(self.anatomy), torch.float32):
             logits: Tensor = self.anatomy.model(ids, use_cache=False).logits
         return logits
+
+    @contextmanager
+    def _forward(self, block: int) -> Iterator[None]:
+        """Inside, the block is in memory and computes as this stream does."""
+        parameters = self.anatomy.blocks[block].parameters()
+        with self.present(block), _cast(parameters, self.compute), self.profile("forward"):
+            yield
 
     def _record(self, ids: Tensor, shared: "_Shared") -> None:
         blocks = self.anatomy.blocks
