@@ -22,6 +22,7 @@ from trimtab.host.folder_checks import weight_files
 from trimtab.host.publish import existing
 
 WRITTEN_PER_SECOND = 4e8  # bytes of a model that is checked, written, read again for its digest, and forced to disk
+TOLERANCE = 0.15  # by so much what is said of memory may be wrong; what might fit is not refused
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -45,7 +46,7 @@ class Preflight:
 
     def check(self) -> None:
         """Raises `UsageError` that says what would fit, if this does not."""
-        if self.memory <= self.available:
+        if self.memory * (1 - TOLERANCE) <= self.available:
             return
         fewer = f"--tokens {self.tokens} would fit, or use " if self.tokens else ""
         raise UsageError(
