@@ -132,7 +132,7 @@ def test_what_needs_the_whole_model_is_refused(text, tmp_path):
 
 def test_files_that_name_tensors_otherwise_are_refused_by_name(tmp_path):
     model = tiny_folder(tmp_path / "model", "mixtral")
-    with pytest.raises(ModelError, match=r"mlp\.experts.*name every tensor as the model does"):
+    with pytest.raises(ModelError, match=r"experts\.0\.w1.*name every tensor as the model does"):
         compress(model, "rtn(group_size=32)", tmp_path / "out", offload=tmp_path / "place")
 
 
@@ -171,7 +171,7 @@ def test_damaged_headers_are_refused(tmp_path):
     length = int.from_bytes(whole[:8], "little")
     damaged = [whole[:n] for n in (0, 7, 8, 20, len(whole) - 1)]
     damaged += [whole + b"x", (1 << 62).to_bytes(8, "little") + whole[8:], whole[:8] + b"[" * length + whole[8 + length :]]
-    for old, new in ((b"[0,8]", b"[0,9]"), (b"[8,24]", b"[0,16]"), (b"F32", b"F99"), (b"[4]", b"[5]"), (b"[4]", b"-44")):
+    for old, new in ((b"[0,16]", b"[0,17]"), (b"[16,24]", b"[0,8]  "), (b"F32", b"F99"), (b"[4]", b"[5]"), (b"[4]", b"-44")):
         assert old in whole
         damaged.append(whole.replace(old, new, 1))
     for data in damaged:

@@ -6,8 +6,7 @@ every block's tensors are known by their places in the files (`engine/depot.py`)
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -51,16 +50,14 @@ def open_model(folder: Path, dtype: torch.dtype | None, place: Path) -> tuple[Pr
     floats = [at.dtype for at in stored.values() if at.dtype.is_floating_point]
     said = getattr(config, "dtype", None)
     wanted = dtype or (getattr(torch, said) if isinstance(said, str) else said) or (floats[0] if floats else torch.float32)
-    with _without_values():
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=wanted)
     if wanted is not torch.float32 and (model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict):
         raise ModelError(f"{folder}: this family keeps parts in float32; --offload opens it with --dtype float32 only")
     model.config.dtype = wanted
+    _compute_buffers(model, stored)  # before there are parameters: families begin theirs anew with them
     _check_names(model, stored, folder)
     known = _filled(model, stored, wanted)
-    for name, buffer in model.named_buffers():
-        if name in stored:
-            buffer.data = stored[name].read().to(buffer.dtype)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -141,18 +138,26 @@ def _filled(model: PreTrainedModel, stored: Mapping[str, Stored], dtype: torch.d
     return known
 
 
-@contextmanager
-def _without_values() -> Iterator[None]:
-    """Modules made inside have parameters without values; what they compute for themselves (rotary frequencies) they have."""
-    register = nn.Module.register_parameter
+@torch.no_grad()
+def _compute_buffers(model: PreTrainedModel, stored: Mapping[str, Stored]) -> None:
+    """What is no parameter: read where a file holds it, else computed by the family, as when a model is opened as a whole."""
+    for path, module in model.named_modules():
+        absent_ones = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
+        for name in [n for n in absent_ones if f"{path}.{n}" in stored]:
+            at = stored[f"{path}.{name}"]
+            module._buffers[name] = at.read().to(at.dtype)
+            absent_ones.remove(name)
+        if absent_ones:
+            first, second = (_computed(model, module, absent_ones, fill) for fill in (0, 1))
+            if not all(torch.equal(first[name], second[name]) for name in absent_ones):
+                raise ModelError(f"{path} has tensors that only its own code can make; --offload does not open this family")
 
-    def without_value(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
 
-    nn.Module.register_parameter = without_value  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+def _computed(model: PreTrainedModel, module: nn.Module, names: Sequence[str], fill: int) -> dict[str, Tensor]:
+    """What the family makes of these buffers; `fill` where it makes nothing."""
+    for name in names:
+        buffer = module._buffers[name]
+        assert buffer is not None
+        module._buffers[name] = torch.full(buffer.shape, fill, dtype=buffer.dtype, device="cpu")
+    model._init_weights(module)
+    return {name: module.get_buffer(name).clone() for name in names}
