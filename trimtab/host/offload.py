@@ -8,6 +8,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -50,8 +51,7 @@ def open_model(folder: Path, dtype: torch.dtype | None, place: Path) -> tuple[Pr
     floats = [at.dtype for at in stored.values() if at.dtype.is_floating_point]
     said = getattr(config, "dtype", None)
     wanted = dtype or (getattr(torch, said) if isinstance(said, str) else said) or (floats[0] if floats else torch.float32)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=wanted)
+    model = _skeleton(folder, config, wanted)
     if wanted is not torch.float32 and (model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict):
         raise ModelError(f"{folder}: this family keeps parts in float32; --offload opens it with --dtype float32 only")
     model.config.dtype = wanted
@@ -62,6 +62,16 @@ def open_model(folder: Path, dtype: torch.dtype | None, place: Path) -> tuple[Pr
         model.generation_config = GenerationConfig.from_pretrained(folder)
     place.mkdir(parents=True, exist_ok=True)
     return model.eval(), Depot(model, known, place), checkpoint.load_tokenizer(folder)
+
+
+def _skeleton(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    # Whatever goes wrong here, the reason is the file.
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder / 'config.json'} is not a usable config: {line:.300}") from error
 
 
 def save_model(
