@@ -14,6 +14,7 @@ from trimtab.core.errors import UsageError
 from trimtab.core.recipe import Recipe
 from trimtab.engine import forecast
 from trimtab.engine.forecast import Expected
+from trimtab.engine.memory import give_back
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
@@ -81,6 +82,9 @@ def preflight(
         seconds: list[float | None] = [None] * len(steps)
         if rehearse and not offloaded:
             seconds = forecast.seconds(anatomy, recipe)
+            give_back()
+            used = psutil.Process().memory_info().rss - held - forecast.FIRST_USE  # by now the libraries have what they take
+            most += max(0, used - base)
     taken = tuple(replace(step, seconds=took) for step, took in zip(steps, seconds, strict=True))
     known = [step.seconds for step in taken if step.seconds is not None]
     whole = opened + sum(known) + (plan.bytes_after or held) / WRITTEN_PER_SECOND if len(known) == len(taken) else None
