@@ -20,11 +20,11 @@ from trimtab.host.keeping import state_of
 from trimtab.testing.folders import tiny_folder
 
 LIMITED = """
-import json, resource, sys
+import resource, sys
 import psutil
 from trimtab.host.compress import compress
-import trimtab.host.offload, transformers.models.llama.modeling_llama
-model, recipe, out, offload, room = sys.argv[1:]
+small, model, recipe, out, offload, room = sys.argv[1:]
+compress(small, recipe, out + "-small", offload=out + "-place")  # so that all libraries have what they take
 here = psutil.Process().memory_info().vms
 resource.setrlimit(resource.RLIMIT_AS, (here + int(room), here + int(room)))
 compress(model, recipe, out, offload=offload or None)
@@ -68,7 +68,8 @@ def sweeps(model: Path, made: Recipe, out: Path, **how) -> list[int]:
         ("gemma2", "gptaq(group_size=32)", {}),
         ("qwen3", "gptq(group_size=32) by luq", {"packed": True}),
         ("phi3", "rtn(group_size=32)", {"dtype": torch.float16}),
-        ("opt", "wanda(pattern='2:4')", {"packed": True}),
+        ("opt", "wanda(sparsity=0.5) -> gptaq(group_size=32) -> lqer(rank=4)", {}),
+        ("llama", "wanda(pattern='2:4')", {"packed": True}),
     ],
 )
 def test_the_files_are_the_same(text, tmp_path, family, steps, how):
@@ -83,8 +84,8 @@ def test_the_files_are_the_same(text, tmp_path, family, steps, how):
 
 def test_it_can_be_stopped_and_taken_up_also_the_other_way(text, tmp_path):
     model = tiny_folder(tmp_path / "model")
-    made = recipe(text, "gptaq(group_size=32)")
-    compress(model, made, tmp_path / "memory")
+    made = recipe(text, "wanda(sparsity=0.5)")
+    compress(model, made, tmp_path / "memory", packed=True)
 
     def watch(now):
         if now.phase == "sweep" and now.done == 2:
@@ -93,8 +94,8 @@ def test_it_can_be_stopped_and_taken_up_also_the_other_way(text, tmp_path):
     for first, then in ((tmp_path / "place", tmp_path / "place"), (tmp_path / "place", None), (None, tmp_path / "place")):
         out = tmp_path / f"out-{bool(first)}-{bool(then)}"
         with pytest.raises(KeyboardInterrupt):
-            compress(model, made, out, offload=first, checkpoint_every=0, watch=watch)
-        assert sweeps(model, made, out, offload=then) == [2, 3, 4]
+            compress(model, made, out, offload=first, checkpoint_every=0, watch=watch, packed=True)
+        assert sweeps(model, made, out, offload=then, packed=True) == [2, 3, 4]
         assert files(out) == files(tmp_path / "memory")
 
 
@@ -111,10 +112,11 @@ def test_a_model_larger_than_the_limit_goes_through(text, tmp_path):
     room = size // 2
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe(text, "wanda(sparsity=0.5) -> rtn(bits=4, group_size=64)").yaml())
-    refused = limited(model, file, tmp_path / "memory", "", room)
+    small = tiny_folder(tmp_path / "small")
+    refused = limited(small, model, file, tmp_path / "memory", "", room)
     assert refused.returncode
     assert "--offload DIR" in refused.stderr.splitlines()[-1]
-    done = limited(model, file, tmp_path / "disk", tmp_path / "place", room)
+    done = limited(small, model, file, tmp_path / "disk", tmp_path / "place", room)
     assert done.returncode == 0, done.stderr[-2000:]
     compress(model, str(file), tmp_path / "unlimited")
     assert files(tmp_path / "disk") == files(tmp_path / "unlimited")
@@ -131,7 +133,7 @@ def test_what_needs_the_whole_model_is_refused(text, tmp_path):
 
 def test_files_that_name_tensors_otherwise_are_refused_by_name(tmp_path):
     model = tiny_folder(tmp_path / "model", "mixtral")
-    with pytest.raises(ModelError, match=r"mlp\.experts.*name every tensor as the model does"):
+    with pytest.raises(ModelError, match=r"experts\.0\.w1.*name every tensor as the model does"):
         compress(model, "rtn(group_size=32)", tmp_path / "out", offload=tmp_path / "place")
 
 
@@ -170,7 +172,7 @@ def test_damaged_headers_are_refused(tmp_path):
     length = int.from_bytes(whole[:8], "little")
     damaged = [whole[:n] for n in (0, 7, 8, 20, len(whole) - 1)]
     damaged += [whole + b"x", (1 << 62).to_bytes(8, "little") + whole[8:], whole[:8] + b"[" * length + whole[8 + length :]]
-    for old, new in ((b"[0,8]", b"[0,9]"), (b"[8,24]", b"[0,16]"), (b"F32", b"F99"), (b"[4]", b"[5]"), (b"[4]", b"-44")):
+    for old, new in ((b"[0,16]", b"[0,17]"), (b"[16,24]", b"[0,8]  "), (b"F32", b"F99"), (b"[4]", b"[5]"), (b"[4]", b"-44")):
         assert old in whole
         damaged.append(whole.replace(old, new, 1))
     for data in damaged:

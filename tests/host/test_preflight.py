@@ -49,9 +49,9 @@ def process(*words: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("steps", "sizes"), [("wanda(sparsity=0.5)", SMALL), ("gptq(group_size=32)", {})])
-def test_memory_is_what_was_said(text, tmp_path, steps, sizes):
-    model = tiny_folder(tmp_path / "model", **sizes)
+@pytest.mark.parametrize(("steps", "blocks"), [("wanda(sparsity=0.5)", 6), ("gptq(group_size=32)", 2)])
+def test_memory_is_what_was_said(text, tmp_path, steps, blocks):
+    model = tiny_folder(tmp_path / "model", **{**SMALL, "num_hidden_layers": blocks})
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe(text, steps, 8192, 128).yaml())
     said, found = process(model, file, ""), process(model, file, tmp_path / "out")
@@ -68,10 +68,13 @@ def test_size_is_what_was_said(text, tmp_path, family, steps):
     assert said == pytest.approx(file_bytes(tmp_path / "out").value, rel=1e-3)
 
 
-def test_a_rehearsal_changes_nothing(text):
+@pytest.mark.parametrize(
+    "steps", ["quarot -> wanda(sparsity=0.5) -> gptq(group_size=32) -> lqer(rank=4)", "flap(sparsity=0.3)", "gptaq by luq"]
+)
+def test_a_rehearsal_changes_nothing(text, steps):
     model = tiny("llama")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    made = recipe(text, "quarot -> wanda(sparsity=0.5) -> gptq(group_size=32) -> lqer(rank=4) -> gptaq(group_size=32)")
+    made = recipe(text, steps)
     took = forecast.seconds(Anatomy.of(model), made)
     assert len(took) == len(made.steps)
     assert all(value is not None and value >= 0 for value in took)
@@ -95,7 +98,7 @@ def test_what_does_not_fit_is_refused_and_fewer_tokens_are_named(text, tmp_path,
     said = ahead(model, greedy)
     assert said.tokens
     assert said.tokens % 128 == 0
-    with pytest.raises(UsageError, match=rf"of memory.*--tokens {said.tokens} would fit.*--offload DIR"):
+    with pytest.raises(UsageError, match=r"of memory.*--tokens \d+ would fit.*--offload DIR"):
         compress(model, greedy, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     ahead(model, recipe(text, "wanda", tokens=said.tokens, length=128)).check()

@@ -18,10 +18,14 @@ from typing import Any, Self, overload
 import torch
 from torch import Tensor, nn
 
+from trimtab.anatomy import Anatomy
 from trimtab.anatomy.blocks import blocks_path
 from trimtab.core.errors import TrimtabError
+from trimtab.core.kinds import LinearWeight
+from trimtab.core.places import Site
 from trimtab.engine.memory import give_back
 from trimtab.engine.packed_linear import PackedLinear
+from trimtab.formats import Dense
 
 Present = Callable[[int], AbstractContextManager[None]]
 
@@ -110,6 +114,15 @@ class Depot:
             return tensor.detach()
         return self.stored[id(tensor)][1].read().to(tensor.dtype)
 
+    def weight(self, anatomy: Anatomy, site: Site) -> LinearWeight:
+        """What `anatomy.weight` says of a block in memory; of a plain matrix no more than that is read."""
+        own = getattr(anatomy.module(site), "weight", None)
+        if site.index is None and isinstance(own, Tensor):
+            matrix = self.values(own)
+            return Dense(matrix.T if site.transposed else matrix)
+        with nullcontext() if site.block is None else self.present(site.block):
+            return anatomy.weight(site)
+
     def _before(self, block: int) -> Any:
         return lambda module, args: None if block in self.pinned else self._read(block)
 
@@ -124,7 +137,7 @@ class Depot:
     def _let_go(self, block: int) -> None:
         for module in self.blocks[block].modules():
             if isinstance(module, PackedLinear):
-                module.drop_cache()
+                _ = module.weight_value  # built and checked while its tensors are there; it refers to them, and asks no more
         for tensor in _tensors(self.blocks[block]):
             if id(tensor) in self.stored:
                 tensor.data = absent(tensor.shape, tensor.dtype)

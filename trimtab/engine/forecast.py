@@ -26,6 +26,8 @@ from trimtab.engine.storage import tensors
 from trimtab.engine.sweep import Stats, Stream
 from trimtab.tensors.products import fast_products
 
+FIRST_USE = 50_000_000  # bytes that libraries of linear algebra and of text take when they are first used
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -73,7 +75,7 @@ def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Ex
         tokens = 2 * shown.batch * shown.length if offloaded else shown.tokens
         streams = (2 if pairs else 1) * tokens * _width(anatomy) * shown.compute.itemsize
         block = max(_block(anatomy, number, shown, len(data)) for number in range(len(anatomy.blocks)))
-        found.append(Expected(str(step), max(held, weights + streams + block + _work(anatomy, step))))
+        found.append(Expected(str(step), FIRST_USE + max(held, weights + streams + block + _work(anatomy, step))))
     return found
 
 

@@ -206,9 +206,9 @@ def _keep_changed(bench: Bench, anatomy: Anatomy) -> None:
     for more, (block, sites) in enumerate(groupby(changed, lambda site: site.block)):
         with bench.present(block):
             _keep_block(bench, anatomy, f"{WEIGHTS}{number + more:06d}", list(sites))
-    for module in anatomy.model.modules():
+    for module in anatomy.model.modules() if bench.depot is None else ():
         if isinstance(module, PackedLinear):
-            module.drop_cache()  # reading a weight keeps what was built from tensors that may be on disk
+            module.drop_cache()  # reading a weight keeps what was built from tensors that a shelf has put away
     bench.place.changed = {}
 
 

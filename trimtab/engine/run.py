@@ -87,7 +87,9 @@ class Bench:
 
     def weight(self, anatomy: Anatomy, site: Site) -> LinearWeight:
         held = self.held.get(site.name)
-        return held if held is not None and held.shape == site.shape else anatomy.weight(site)
+        if held is not None and held.shape == site.shape:
+            return held
+        return anatomy.weight(site) if self.depot is None else self.depot.weight(anatomy, site)
 
 
 def run(

@@ -137,7 +137,7 @@ class Stream:
 
     @contextmanager
     def _forward(self, block: int) -> Iterator[None]:
-        """Inside, the block computes as this stream does."""
+        """Inside, the block is in memory and computes as this stream does."""
         real = self.anatomy.blocks[block]
         with (
             self.present(block),

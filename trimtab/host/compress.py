@@ -34,9 +34,9 @@ from trimtab.host.keeping import EVERY, Keeping, state_of
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.offload import check_steps, open_model, save_model
 from trimtab.host.peak import peak_memory
-from trimtab.host.preflight import Preflight, preflight
+from trimtab.host.preflight import Preflight, check_opening, preflight
 from trimtab.host.provenance import provenance
-from trimtab.host.publish import check_target, ensure_space
+from trimtab.host.publish import check_target, ensure_space, recover
 from trimtab.host.source import history
 from trimtab.host.store import Store, held
 
@@ -92,7 +92,9 @@ def compress(
         return _carried_out(asked, None, None)[0]
     with _state(out) as folder:
         keeping = Keeping(Store(folder), fresh, checkpoint_every) if resume and isinstance(model, str | Path) else None
-        if keeping is None or not keeping.is_finished(Path(out)):
+        if keeping is not None and keeping.is_finished(Path(out)):
+            recover(out)
+        else:
             check_target(out, overwrite)
         with _place(offload) as place:
             done, depot = _carried_out(asked, Path(out), keeping, place)
@@ -274,6 +276,8 @@ def _opened(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) 
     if not isinstance(model, str | Path):
         return (model if dtype is None else model.to(dtype)), tokenizer, []
     folder = resolve_model(str(model))
+    if torch.device(device or "cpu").type == "cpu":
+        check_opening(local_folder(folder))
     opened, found = load(folder, device, dtype or "auto")
     past = history(Path(folder))
     return opened, tokenizer or found, [past] if past else []

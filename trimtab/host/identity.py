@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from torch import Tensor, cat
 
+from trimtab import kernels
 from trimtab.core.errors import UsageError
 from trimtab.core.kinds import Method
 from trimtab.core.recipe import Recipe
@@ -46,7 +47,7 @@ RULES: dict[str, tuple[Bears, str]] = {
     "packed": (Bears.REFUSED, "--packed"),
     "device": (Bears.REFUSED, "cpu, cuda, ..."),
     "versions": (Bears.NOTED, "trimtab, torch, transformers"),
-    "machine": (Bears.NOTED, "kind of processor, threads"),
+    "machine": (Bears.NOTED, "kind of processor, threads, compiled kernels"),
 }
 
 
@@ -71,7 +72,7 @@ def identity(
         "packed": packed,
         "device": str(device or "cpu"),
         "versions": versions(),
-        "machine": machine(),
+        "machine": {**machine(), "kernels": kernels.instruction_set() if kernels.available() else "none"},
     }
 
 

@@ -4,15 +4,16 @@ The in-memory way reads a model as a whole, which is faster. Here a skeleton is 
 every block's tensors are known by their places in the files (`engine/depot.py`). What is written is the same to the byte.
 """
 
+import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from trimtab.anatomy.blocks import blocks_path
 from trimtab.core.errors import ModelError, UsageError
@@ -48,18 +49,29 @@ def open_model(folder: Path, dtype: torch.dtype | None, place: Path) -> tuple[Pr
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{folder} is packed; --offload opens plain models only")
     floats = [at.dtype for at in stored.values() if at.dtype.is_floating_point]
-    wanted = dtype or getattr(config, "dtype", None) or (floats[0] if floats else torch.float32)
-    model = checkpoint.skeleton(config).to(wanted)
+    said = getattr(config, "dtype", None)
+    wanted = dtype or (getattr(torch, said) if isinstance(said, str) else said) or (floats[0] if floats else torch.float32)
+    model = _skeleton(folder, config, wanted)
     if wanted is not torch.float32 and (model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict):
         raise ModelError(f"{folder}: this family keeps parts in float32; --offload opens it with --dtype float32 only")
     model.config.dtype = wanted
+    _compute_buffers(model, stored)  # before there are parameters: families begin theirs anew with them
     _check_names(model, stored, folder)
     known = _filled(model, stored, wanted)
-    _buffers(model)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     place.mkdir(parents=True, exist_ok=True)
     return model.eval(), Depot(model, known, place), checkpoint.load_tokenizer(folder)
+
+
+def _skeleton(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    # Whatever goes wrong here, the reason is the file.
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder / 'config.json'} is not a usable config: {line:.300}") from error
 
 
 def save_model(
@@ -76,7 +88,8 @@ def save_model(
         modules = checkpoint.described(model)
         checkpoint.announce(model, modules)
         model.save_pretrained(partial, state_dict={})  # the configs
-        tensors = checkpoint.distinct(model)
+        every = model.state_dict(keep_vars=True)
+        tensors = {name: every[name] for name in checkpoint.distinct(model)}
         _write(model, tensors, lambda name: _checked(name, depot.values(tensors[name])), partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -136,17 +149,25 @@ def _filled(model: PreTrainedModel, stored: Mapping[str, Stored], dtype: torch.d
 
 
 @torch.no_grad()
-def _buffers(model: PreTrainedModel) -> None:
-    """What no file holds (rotary frequencies) is computed by the family itself, as when a model is opened as a whole."""
+def _compute_buffers(model: PreTrainedModel, stored: Mapping[str, Stored]) -> None:
+    """What is no parameter: read where a file holds it, else computed by the family, as when a model is opened as a whole."""
     for path, module in model.named_modules():
-        meta = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
-        if not meta:
-            continue
-        if any(name not in module._non_persistent_buffers_set for name in meta) or any(True for _ in module.parameters()):
-            raise ModelError(f"{path} has tensors that only its own code can make; --offload does not open this family")
-        fresh: Any = type(module)(model.config)
-        for name in meta:
-            module._buffers[name] = fresh._buffers[name]
-        for name, value in vars(fresh).items():
-            if isinstance(value, Tensor):
-                setattr(module, name, value)
+        absent_ones = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
+        for name in [n for n in absent_ones if f"{path}.{n}" in stored]:
+            at = stored[f"{path}.{name}"]
+            module._buffers[name] = at.read().to(at.dtype)
+            absent_ones.remove(name)
+        if absent_ones:
+            first, second = (_computed(model, module, absent_ones, fill) for fill in (0, 1))
+            if not all(torch.equal(first[name], second[name]) for name in absent_ones):
+                raise ModelError(f"{path} has tensors that only its own code can make; --offload does not open this family")
+
+
+def _computed(model: PreTrainedModel, module: nn.Module, names: Sequence[str], fill: int) -> dict[str, Tensor]:
+    """What the family makes of these buffers; `fill` where it makes nothing."""
+    for name in names:
+        buffer = module._buffers[name]
+        assert buffer is not None
+        module._buffers[name] = torch.full(buffer.shape, fill, dtype=buffer.dtype, device="cpu")
+    model._init_weights(module)
+    return {name: module.get_buffer(name).clone() for name in names}

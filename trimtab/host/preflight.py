@@ -14,6 +14,7 @@ from trimtab.core.errors import UsageError
 from trimtab.core.recipe import Recipe
 from trimtab.engine import forecast
 from trimtab.engine.forecast import Expected
+from trimtab.engine.memory import give_back
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
@@ -22,6 +23,7 @@ from trimtab.host.folder_checks import weight_files
 from trimtab.host.publish import existing
 
 WRITTEN_PER_SECOND = 4e8  # bytes of a model that is checked, written, read again for its digest, and forced to disk
+TOLERANCE = 0.15  # by so much what is said of memory may be wrong; what might fit is not refused
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -45,7 +47,7 @@ class Preflight:
 
     def check(self) -> None:
         """Raises `UsageError` that says what would fit, if this does not."""
-        if self.memory <= self.available:
+        if self.memory * (1 - TOLERANCE) <= self.available:
             return
         fewer = f"--tokens {self.tokens} would fit, or use " if self.tokens else ""
         raise UsageError(
@@ -80,11 +82,24 @@ def preflight(
         seconds: list[float | None] = [None] * len(steps)
         if rehearse and not offloaded:
             seconds = forecast.seconds(anatomy, recipe)
+            give_back()
+            used = psutil.Process().memory_info().rss - held - forecast.FIRST_USE  # by now the libraries have what they take
+            most += max(0, used - base)
     taken = tuple(replace(step, seconds=took) for step, took in zip(steps, seconds, strict=True))
     known = [step.seconds for step in taken if step.seconds is not None]
     whole = opened + sum(known) + (plan.bytes_after or held) / WRITTEN_PER_SECOND if len(known) == len(taken) else None
     found = Preflight(plan, taken, most, available(), plan.file_bytes, None if out is None else _free(Path(out)), whole)
     return replace(found, tokens=_fitting(found, anatomy, recipe))
+
+
+def check_opening(folder: Path) -> None:
+    """Raises `UsageError` if the model in a folder is too large to be opened as a whole."""
+    size, room = sum(file.stat().st_size for file in weight_files(folder)), available() - psutil.Process().memory_info().rss
+    if size > room:
+        raise UsageError(
+            f"{folder} takes {_size(size)} of memory to be opened, {_size(room)} are available: use --offload DIR, "
+            "which keeps blocks and activations on disk"
+        )
 
 
 def available() -> int:

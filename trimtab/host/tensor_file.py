@@ -13,10 +13,9 @@ from torch import Tensor
 
 from trimtab.core.errors import ModelError
 from trimtab.engine.depot import Stored
+from trimtab.formats import header
 
 LARGEST_HEADER = 100 << 20
-# In the library's order, the last ones first in a file.
-ORDER = ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")
 DTYPES = {
     **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
     **{"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64},
@@ -28,7 +27,6 @@ DTYPES = {
         "U64": torch.uint64,
     },
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def places(file: Path) -> dict[str, Stored]:
@@ -39,10 +37,10 @@ def places(file: Path) -> dict[str, Stored]:
             length = int.from_bytes(data.read(8), "little")
             if not 2 <= length <= min(LARGEST_HEADER, size - 8):
                 raise ValueError(f"a header of {length} bytes")
-            header = json.loads(data.read(length))
-        header.pop("__metadata__", None)
-        found = {name: _place(file, 8 + length, entry) for name, entry in header.items()}
-        spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+            lines = json.loads(data.read(length))
+        lines.pop("__metadata__", None)
+        found = {name: _place(file, 8 + length, entry) for name, entry in lines.items()}
+        spans = sorted(tuple(entry["data_offsets"]) for entry in lines.values())
         ends = [0, *(end for _, end in spans)]
         if [start for start, _ in spans] != ends[:-1] or 8 + length + ends[-1] != size:
             raise ValueError("tensors overlap, or leave room between them")
@@ -64,17 +62,9 @@ def _place(file: Path, begin: int, entry: Mapping[str, object]) -> Stored:
 
 def write(file: Path, tensors: Mapping[str, Tensor], values: Callable[[str], Tensor]) -> None:
     """A file of these tensors, of which only dtypes and shapes are looked at; `values(name)` gives one when it is its turn."""
-    order = sorted(tensors, key=lambda name: (-ORDER.index(NAMES[tensors[name].dtype]), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": NAMES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
-    line = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    line += b" " * (-len(line) % 8)
+    layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     with file.open("wb") as out:
-        out.write(len(line).to_bytes(8, "little") + line)
-        for name in order:
+        out.write(header.header(layout))
+        for name in header.order(layout):
             value = values(name).detach().cpu().contiguous()
             out.write(value.reshape(-1).view(torch.uint8).numpy().data)
