@@ -260,7 +260,7 @@ def test_what_is_not_read_here_is_left_to_the_package_where_that_is_installed(tm
 
 def test_who_opens_the_folder_directly_is_told_what_to_do(tmp_path):
     source = exported(packed(), "gptq", tmp_path / "out")
-    with pytest.raises(ModelError, match=r"packed by gptq; give this folder to trimtab.load"):
+    with pytest.raises(ModelError, match=r"packed by gptq; give this folder to trimtab\.load"):
         checkpoint.load(source)
 
 
