@@ -14,13 +14,10 @@ MOST = 4  # rows in a band
 BANDS = ((0.0, 2.5), (2.5, 3.0), (3.0, 3.4), (3.4, 4.1), (4.1, 5.0))  # stored bits per weight
 DENSE = 16  # bits per weight from which on a result is no low-bit one
 ROOMS = {
-    "prune": (
-        "Fewer weights",
-        "zeros in matrices of the old shape; smaller on disk only with `--packed` or a pattern such as 2:4",
-    ),
-    "factorize": ("Thinner matrices", "products of two narrow matrices"),
-    "channels": ("Fewer channels", "heads and neurons that are gone, so every runtime gets faster"),
-    "blocks": ("Fewer blocks", "whole blocks that are gone"),
+    "prune": ("Fewer weights", "Matrices keep their shape and get zeros; the folder is smaller only with `--packed`."),
+    "factorize": ("Thinner matrices", "A matrix becomes a product of two narrow ones."),
+    "channels": ("Fewer channels", "Heads and neurons are gone, so every runtime has less to do."),
+    "blocks": ("Fewer blocks", "Whole blocks are gone."),
 }
 INTRO = """
 Every number here was measured on one small model, so read the *order* of the rows, not the perplexities: a larger model
@@ -36,7 +33,7 @@ windows, and the range over them stands in brackets. A row that is better by les
 | 3 bits | the first rows of that band | `--tokens`: more calibration text |
 | 2 bits | the first row of that band, and expect a worse model | a larger model at 3 bits may be the better use of the bytes |
 | no calibration text at hand | `rtn`, `hqq`, `slim_quant`, `easyquant` (they look at no data) | 4 bits or more |
-| a faster model in every runtime | fewer channels or blocks | then fewer bits |
+| less work in every runtime | fewer channels or blocks | then fewer bits |
 | to know where a model can be cut | `trimtab probe MODEL` | `where:` in a [recipe](recipes.md) |
 """
 
@@ -50,7 +47,7 @@ def page(results: Results, passes: Sequence[dict[str, Any]], notice: str) -> str
             f"{low:g} to {high:g} bits per weight" if low else f"Up to {high:g} bits per weight", found, _within(low, high)
         )
     for place, (title, what) in ROOMS.items():
-        lines += ["", f"## {title}", "", f"What stays is {what}." if place == "prune" else f"The result has {what}.", ""]
+        lines += ["", f"## {title}", "", what, ""]
         lines += _rows([side for side in found if _of(side, place)])
     return "\n".join([*lines, *_passes(passes)]) + "\n"
 

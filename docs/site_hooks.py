@@ -39,14 +39,14 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def _methods(index: Path) -> list[dict[str, list[str]]]:
-    rooms: dict[str, list[str]] = {}
+def _methods(index: Path) -> list[dict[str, list[dict[str, str]]]]:
+    rooms: dict[str, list[dict[str, str]]] = {}
     room = ""
     for line in index.read_text(encoding="utf-8").splitlines():
         if found := ROOM.match(line):
             room = found[1]
         elif found := ROW.match(line):
-            rooms.setdefault(room, []).append(f"methods/{found[1]}.md")
+            rooms.setdefault(room, []).append({found[1]: f"methods/{found[1]}.md"})
     return [{name: pages} for name, pages in rooms.items()]
 
 
