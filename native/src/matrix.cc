@@ -193,7 +193,7 @@ void for_each_row(const Tiles& tiles, Work&& work) {
 
 void Matrix::allocate() {
   if (tiles_.tile_bytes > std::numeric_limits<int64_t>::max() / 2 / tiles_.tiles) throw std::bad_alloc();
-  memory_ = Buffer(static_cast<std::size_t>(bytes()));
+  memory_ = Buffer::lasting(static_cast<std::size_t>(bytes()));
   tiles_.data = memory_.data();
 }
 
