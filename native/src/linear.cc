@@ -101,12 +101,9 @@ Batch sized(const Tiles& m, int64_t tokens, int digits) {
   return b;
 }
 
-// Whether this product can be taken from bfloat16 activations without rounding them.
-bool as_bfloats([[maybe_unused]] const Tiles& m, [[maybe_unused]] const float* x, [[maybe_unused]] int64_t tokens,
-                [[maybe_unused]] const Kernels& k) {
-#if defined(TRIMTAB_X86)
-  if (m.store != Store::bfloat16 || tokens < 2 || m.tiles < 3) return false;
-  if (!k.bfloats || !__builtin_cpu_supports("avx512bf16")) return false;
+// Whether nothing is lost when the activations of this product become bfloat16.
+bool as_bfloats(const Tiles& m, const float* x, int64_t tokens, const Kernels& k) {
+  if (tokens < 2 || !takes_bfloats(m, k)) return false;
   for (int64_t t = 0; t < tokens; ++t) {
     uint32_t lost = 0;
     for (int64_t i = 0; i < m.in; ++i) {
@@ -117,12 +114,17 @@ bool as_bfloats([[maybe_unused]] const Tiles& m, [[maybe_unused]] const float* x
     if (lost) return false;
   }
   return true;
+}
+
+}  // namespace
+
+bool takes_bfloats([[maybe_unused]] const Tiles& m, [[maybe_unused]] const Kernels& k) {
+#if defined(TRIMTAB_X86)
+  return m.store == Store::bfloat16 && m.tiles >= 3 && k.bfloats && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif
 }
-
-}  // namespace
 
 int64_t fast_scratch(const Tiles& m, int64_t tokens) {
   if (tokens == 1) return 0;
@@ -132,7 +134,7 @@ int64_t fast_scratch(const Tiles& m, int64_t tokens) {
 }
 
 int64_t batch_bytes(const Tiles& m, int64_t tokens, int digits) {
-  if (m.store == Store::bfloat16) return ceil_to(tokens, kWidestBundle) * ceil_to(m.in, 2) * 2;
+  if (m.store == Store::bfloat16) return ceil_to(ceil_to(tokens, kWidestBundle) * ceil_to(m.in, 2) * 2, kVector);
   const Parts parts(m, sized(m, tokens, digits), m.groups);
   return parts.q + 3 * parts.blocks + parts.groups + parts.tables;
 }

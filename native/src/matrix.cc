@@ -31,6 +31,20 @@ float stored(const uint8_t* from, int64_t index, Store store) {
   return store == Store::bfloat16 ? number(uint32_t{half} << 16) : from_half(half);
 }
 
+// Whether every plane counts exactly twice as much as the one before it, in all groups: then they are the bits of one code.
+bool doubling(const uint8_t* scale, int64_t row_groups, int64_t count) {
+  for (int64_t i = 0; i < row_groups; ++i) {
+    for (int64_t j = 0; j < count; ++j) {
+      uint16_t first, half;
+      std::memcpy(&first, scale + i * count * 2, 2);
+      std::memcpy(&half, scale + (i * count + j) * 2, 2);
+      const int size = first & 0x7fff, power = static_cast<int>(j) << 10;
+      if (size == 0 ? half != first : size < 0x400 || size + power >= 0x7c00 || half != first + power) return false;
+    }
+  }
+  return true;
+}
+
 struct Repack {
   const Tiles& tiles;
   uint8_t* data;
@@ -76,7 +90,7 @@ struct Repack {
 
 // Room for these bytes and for a vector that begins among the last of them, all zeros.
 void Matrix::allocate(int64_t bytes) {
-  memory_ = Buffer(static_cast<std::size_t>(bytes + kVector));
+  memory_ = Buffer::lasting(static_cast<std::size_t>(bytes + kVector));
   std::memset(memory_.data(), 0, static_cast<std::size_t>(bytes + kVector));
   tiles_.data = memory_.data();
   bytes_ = bytes;
@@ -177,14 +191,19 @@ Matrix Matrix::bitplanes(Bytes planes, Bytes scale, Bytes offset, int64_t out, i
   Matrix made;
   made.tiles_.out = out;
   made.tiles_.in = in;
-  made.lay_out_codes(1, count, Offset::free, group);
+  const bool whole = count > 1 && doubling(at(scale, 0), out * groups, count);
+  whole ? made.lay_out_codes(count, 1, Offset::free, group) : made.lay_out_codes(1, count, Offset::free, group);
   const Repack to{made.tiles_, made.memory_.data()};
   for_each_row(made.tiles_, [&](int64_t row, uint8_t* values) {
+    std::vector<uint8_t> codes(static_cast<std::size_t>(whole ? in : 0));
     for (int64_t j = 0; j < count; ++j) {
       unpack(at(planes, (j * out + row) * width), width, 1, in, values);
-      to.row(row, j, values);
+      for (std::size_t c = 0; c < codes.size(); ++c) codes[c] = static_cast<uint8_t>(codes[c] | values[c] << j);
+      if (!whole) to.row(row, j, values);
+      if (whole && j) continue;
       for (int64_t g = 0; g < groups; ++g) std::memcpy(to.scale(row, g, j), at(scale, ((row * groups + g) * count + j) * 2), 2);
     }
+    if (whole) to.row(row, 0, codes.data());
     for (int64_t g = 0; g < groups; ++g) std::memcpy(to.offset(row, g, 2), at(offset, (row * groups + g) * 2), 2);
   });
   return made;

@@ -25,7 +25,7 @@ Session::Session(std::shared_ptr<const Model> model, const Kernels& kernels, con
       kernels_(kernels),
       functions_(functions(kernels)),
       options_(options),
-      program_(*model_, checked(*model_, options.activations)),
+      program_(*model_, checked(*model_, options.activations), kernels),
       cache_(*model_, options.kept) {
   options_.threads = std::min(std::max(options.threads, 1), cores());
   options_.chunk = std::min<int64_t>(std::max<int64_t>(options.chunk, 1), 4096);
@@ -58,7 +58,7 @@ void Session::make_room(int64_t tokens) {
     for (const Input& input : step.inputs)
       if (!input.rotations.empty()) scratch = std::max(scratch, input.width * 4);
     for (const Product& p : step.products)
-      scratch = std::max({scratch, p.integers < 0 ? exact_scratch(*p.matrix, tokens) : fast_scratch(*p.matrix, tokens)});
+      scratch = std::max({scratch, exact_scratch(*p.matrix, tokens), fast_scratch(*p.matrix, tokens)});
   }
   scratch = std::max(scratch, program_.widths[Program::kHidden] * 4);
   spare_.grow(size(spare));
@@ -393,6 +393,7 @@ void Session::make_inputs(const Run& run, const Step& step, uint8_t* memory, int
   }
   for (std::size_t i = 0; i < step.integers.size(); ++i) {
     const Integers& form = step.integers[i];
+    if (run.few() && form.layout->store != Store::codes) continue;
     const Input& input = step.inputs[size(form.input)];
     const float* const x = own(run, input) ? reinterpret_cast<const float*>(memory + place(run, step, size(form.input)))
                                            : buffer(input.buffer) + run.first_row(input) * input.width;
@@ -427,7 +428,7 @@ void Session::multiply(const Run& run, const Step& step, uint8_t* memory, int64_
     if (first >= last) continue;
     float* const out = p.out == Program::kLogits ? run.logits : buffer(p.out);
     float* const y = p.add ? reinterpret_cast<float*>(spare_.data()) + p.spare * run.tokens : out;
-    if (p.integers < 0) {
+    if (exact(run, p)) {
       const Input& input = step.inputs[size(p.input)];
       const float* const x = own(run, input) ? reinterpret_cast<const float*>(memory + place(run, step, size(p.input)))
                                              : buffer(input.buffer) + run.first_row(input) * input.width;

@@ -115,9 +115,18 @@ Case grouped(Random& random, int64_t out, int64_t in, int64_t bits, int64_t grou
           std::move(dense)};
 }
 
-Case bitplanes(Random& random, int64_t out, int64_t in, int64_t count, int64_t group) {
+// whole: every plane counts twice as much as the one before it.
+Case bitplanes(Random& random, int64_t out, int64_t in, int64_t count, int64_t group, bool whole) {
   const int64_t groups = in / group, width = width_of(in, 1);
   const Exact planes = random_bytes(random, count * out * width), scale = random_halves(random, out * groups * count);
+  for (int64_t i = 0; whole && i < out * groups; ++i) {
+    uint16_t first;
+    std::memcpy(&first, scale.data.get() + i * count * 2, 2);
+    for (int64_t j = 0; j < count; ++j) {
+      const auto doubled = static_cast<uint16_t>((first & 0x7fff) < 0x400 ? 0 : first + (j << 10));
+      std::memcpy(scale.data.get() + (i * count + j) * 2, &doubled, 2);
+    }
+  }
   const Exact offset = random_halves(random, out * groups);
   std::vector<double> dense(static_cast<std::size_t>(out * in));
   for (int64_t r = 0; r < out; ++r)
@@ -128,7 +137,7 @@ Case bitplanes(Random& random, int64_t out, int64_t in, int64_t count, int64_t g
         w += half(scale, g * count + j) * static_cast<double>(code(planes, j * out + r, width, 1, c));
       dense[static_cast<std::size_t>(r * in + c)] = w;
     }
-  return {"planes " + std::to_string(count),
+  return {(whole ? "doubling planes " : "planes ") + std::to_string(count),
           Matrix::bitplanes(planes.bytes(), scale.bytes(), offset.bytes(), out, in, count, group), std::move(dense)};
 }
 
@@ -302,7 +311,7 @@ void products(Random& random, int rounds) {
     const int64_t out = draw(random, 1, 70), in = group * draw(random, 1, group > 64 ? 3 : 9);
     std::vector<Case> cases;
     for (int64_t bits = 2; bits <= 8; ++bits) cases.push_back(grouped(random, out, in, bits, group, draw(random, 0, 1)));
-    cases.push_back(bitplanes(random, out, in, draw(random, 1, 8), group));
+    for (const bool whole : {false, true}) cases.push_back(bitplanes(random, out, in, draw(random, 1, 8), group, whole));
     for (Store store : {Store::float32, Store::float16, Store::bfloat16}) cases.push_back(plain(random, out, in, store));
     for (Store store : {Store::float32, Store::float16, Store::bfloat16}) cases.push_back(masked(random, out, in, store));
     cases.push_back(some_of(random, out, draw(random, 0, 1) ? 4 : draw(random, 2, 256), draw(random, 1, 9),

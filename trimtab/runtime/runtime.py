@@ -70,8 +70,9 @@ class Runtime:
         """Maps the files and lays out the weights for this processor.
 
         threads: all cores by default; more than there are count as all, and `threads` says how many that is. activations:
-        "float32" multiplies exactly the stored weights, "int16" and "int8" round what enters a product with codes. head_bits:
-        of a plain head; 16 by default, which is bfloat16; 32 leaves it as it is stored, 8 and 4 make it codes. kv: how keys and
+        "float32" multiplies exactly the stored weights, "int16" and "int8" round what enters a product with codes, and to
+        bfloat16, where many tokens are read at once, what enters one with matrices of that type. head_bits: of a plain head; 16
+        by default, which is bfloat16; 32 leaves it as it is stored, 8 and 4 make it codes. kv: how keys and
         values are kept. context: fewer positions than the model has. Raises `Unsupported` for a model that is not covered,
         `ModelError` for one that is damaged, `UsageError` for the rest.
         """

@@ -10,7 +10,8 @@
 //            of 3 bits there are 2 quads in a vector, and 2 more in the 2 bits that 3 vectors have left.
 //   granule  the fewest columns that are whole in all fields: 32 for odd widths, otherwise 16. Groups are padded to granules;
 //            the activations there are zero, so what the padding codes say does not count.
-//   part     the codes of one group: all of it for integers; one bit plane for sums of scaled binaries.
+//   part     the codes of one group: all of it for integers; one bit plane for sums of scaled binaries. Planes each of which
+//            counts twice as much as the one before it become integers.
 //   super    up to 4 groups. Their scales and offsets stand in a header in front of their codes, so that everything is read
 //            in one forward stream and every vector is aligned.
 //
@@ -62,7 +63,7 @@ struct Tiles {
   const float* table;  // [book][room for entries][room for an entry]
   // The rest is for codes, bits and groups for codebooks as well.
   Offset offset;
-  int bits;        // of a code: 1 for bit planes, 2 to 8 for integers
+  int bits;        // of a code: 1 for bit planes, 2 to 8 for integers; these, too, may have come as planes
   int parts;       // 1, or the number of bit planes
   int64_t group;   // columns of a group
   int64_t padded;  // the same, filled up to granules

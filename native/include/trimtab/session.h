@@ -109,6 +109,9 @@ class Session {
   void attend(const Run& run, const Step& step, const Queries& queries, Worker& worker);
 
   bool own(const Run& run, const Input& input) const { return !input.plain() || (input.head && run.few()); }
+  static bool exact(const Run& run, const Product& p) {
+    return p.integers < 0 || (run.few() && p.matrix->store != Store::codes);
+  }
   int64_t place(const Run& run, const Step& step, std::size_t input) const;
   int64_t integers_place(const Run& run, const Step& step, std::size_t index) const;
   float* buffer(int id) const { return reinterpret_cast<float*>(buffers_[static_cast<std::size_t>(id)].data()); }

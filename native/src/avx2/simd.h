@@ -245,6 +245,8 @@ struct Sums<8> {
 // Never called: there is neither kLooksUp nor kTallDots.
 template <int Vectors>
 Ints looked_up(const uint8_t*, const uint8_t*);
+template <class Integer>
+void store_table(const Integer*, int32_t, uint8_t*, uint8_t*);
 template <int Digits>
 void tall_dots(const uint8_t*, int64_t, int64_t, const int8_t*, Ints*);
 

@@ -145,6 +145,17 @@ inline __m512i from_table(__m512i index, const uint8_t* table) {
   return made;
 }
 
+// start + the sum of those of q that the bits of an index name, for 16 indices: bits 0 to 7, and bits 8 to 15.
+inline void store_table(const int32_t* q, int32_t start, uint8_t* low, uint8_t* high) {
+  __m512i sums = _mm512_set1_epi32(start);
+  sums = _mm512_mask_add_epi32(sums, 0xaaaa, sums, _mm512_set1_epi32(q[0]));
+  sums = _mm512_mask_add_epi32(sums, 0xcccc, sums, _mm512_set1_epi32(q[1]));
+  sums = _mm512_mask_add_epi32(sums, 0xf0f0, sums, _mm512_set1_epi32(q[2]));
+  sums = _mm512_mask_add_epi32(sums, 0xff00, sums, _mm512_set1_epi32(q[3]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(sums));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(sums, 8)));
+}
+
 // Sums of one block of a plane, `Vectors` of 32 columns: 16 rows x 4 bytes, each with 2 x 4 columns. See Batch::tables.
 template <int Vectors>
 inline Ints looked_up(const uint8_t* p, const uint8_t* tables) {
