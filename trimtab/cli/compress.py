@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli import show
-from trimtab.cli.options import Device, Dtype, Json, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.cli.request import Request, Shown, knob_rows, understand
 from trimtab.core.errors import UsageError
@@ -15,6 +15,7 @@ from trimtab.core.progress import Progress
 if TYPE_CHECKING:
     from trimtab.core.progress import Watcher
     from trimtab.core.recipe import Recipe
+    from trimtab.engine.plan import Plan
     from trimtab.host.compress import Compressed
 
 COMPRESS = """Compress a model and write the result as an ordinary Hugging Face folder, or nothing at all.
@@ -56,6 +57,7 @@ def compress(
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
     json: Json = False,
     quiet: Quiet = False,
+    progress: Style = "auto",
     verbose: Verbose = False,
     help: Annotated[bool, typer.Option("--help", help="Show this message, with --method ID also its knobs.")] = False,
 ) -> None:
@@ -66,11 +68,13 @@ def compress(
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
-        _plan(model, steps, dtype, packed, json, quiet, verbose)
+        with working(quiet, verbose, progress) as watch:
+            found = _planned(model, steps, dtype, packed, watch)
+        show.as_json(found.json()) if json else show.plan(found)
         return
     if out is None:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
-    with working(quiet, verbose) as watch:
+    with working(quiet, verbose, progress) as watch:
         before = folder_size(model)  # now: the result may replace it
         done = _run(model, steps, out, watch, packed=packed, overwrite=overwrite, dtype=dtype_of(dtype), device=device_of(device))
     if json:
@@ -104,16 +108,11 @@ def folder_size(model: str) -> float | None:
     return file_bytes(folder).value if folder.is_dir() else None
 
 
-def _plan(model: str, recipe: "Recipe", dtype: str | None, packed: bool, json: bool, quiet: bool, verbose: bool) -> None:
-    with working(quiet, verbose) as watch:
-        watch(Progress("load", 0, 1, model))
-        from trimtab.host.compress import plan
+def _planned(model: str, recipe: "Recipe", dtype: str | None, packed: bool, watch: "Watcher") -> "Plan":
+    watch(Progress("load", 0, 1, model))
+    from trimtab.host.compress import plan
 
-        found = plan(model, recipe, dtype=dtype_of(dtype), packed=packed)
-    if json:
-        show.as_json(found.json())
-    else:
-        show.plan(found)
+    return plan(model, recipe, dtype=dtype_of(dtype), packed=packed)
 
 
 def _help(ctx: typer.Context, method: str | None) -> None:
