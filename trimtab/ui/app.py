@@ -1,10 +1,8 @@
-"""The addresses of the page, each a few lines: read what was asked, ask the room that knows, answer with a page, JSON or events."""
+"""The addresses of the page, a few lines each: read what was asked, ask who knows, answer with a page, JSON or events."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Query, Request

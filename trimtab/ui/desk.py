@@ -13,7 +13,7 @@ from trimtab.ui import form, shelf
 from trimtab.ui.jobs import COMMAND, Bench, Job
 from trimtab.ui.places import Places
 from trimtab.ui.shelf import Shelf
-from trimtab.ui.talk import Stage
+from trimtab.ui.talk import SPEAKER, Stage
 
 STEPS = ("linear", "channel", "model", "scale")  # the kinds of methods that are a step of their own
 ASSETS = ("asset:smollm2-135m", "asset:own-2m", "asset:own-5m")
@@ -21,11 +21,11 @@ PLANNED = ("--json", "--progress=json")
 
 
 class Desk:
-    """root: resolved; base: a model outside of it that may be used too."""
+    """root: resolved; base: a model outside of it that may be used too; command, speaker: what is run for it."""
 
-    def __init__(self, root: Path, base: str = ""):
-        self.places = Places(root, base)
-        self.bench, self.stage = Bench(root), Stage(root)
+    def __init__(self, root: Path, base: str = "", command: Sequence[str] = COMMAND, speaker: Sequence[str] = SPEAKER):
+        self.places, self.command = Places(root, base), command
+        self.bench, self.stage = Bench(root, command), Stage(root, speaker)
         self.known: dict[str, dict[str, Any]] | None = None
         self.reading = asyncio.Lock()
 
@@ -122,13 +122,13 @@ class Desk:
         """Those that are a step of their own, by id, with their knobs; asked of the command line once."""
         async with self.reading:
             if self.known is None:
-                self.known = {entry["id"]: entry for entry in await _listed() if entry["kind"] in STEPS}
+                self.known = {entry["id"]: entry for entry in await _listed(self.command) if entry["kind"] in STEPS}
         return self.known
 
 
-async def _listed() -> Sequence[dict[str, Any]]:
+async def _listed(command: Sequence[str]) -> Sequence[dict[str, Any]]:
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*COMMAND, "methods", "--json", stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(*command, "methods", "--json", stdout=pipe, stderr=pipe)
     printed, said = await process.communicate()
     if process.returncode:
         raise TrimtabError(f"the methods could not be listed: {said.decode(errors='replace').strip()[-300:]}")

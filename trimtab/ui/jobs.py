@@ -58,10 +58,13 @@ Finish = Callable[[Job], None]
 
 
 class Bench:
-    """Where the one job lies. Runs in one event loop; `changed` wakes everybody who watches."""
+    """Where the one job lies. Runs in one event loop; `changed` wakes everybody who watches.
 
-    def __init__(self, place: Path):
-        self.place = place
+    place: where commands run; command: what `trimtab` is.
+    """
+
+    def __init__(self, place: Path, command: Sequence[str] = COMMAND):
+        self.place, self.command = place, command
         self.job: Job | None = None
         self.number = 0
         self.changed = asyncio.Condition()
@@ -102,7 +105,8 @@ class Bench:
         seen: Any = object()
         while True:
             async with self.changed:
-                await self.changed.wait_for(lambda: self._state() != seen)
+                while self._state() == seen:
+                    await self.changed.wait()
                 seen = self._state()
                 told = self.job.json() if self.job else None
             yield told
@@ -114,7 +118,7 @@ class Bench:
     async def _run(self, job: Job, finish: Finish) -> None:
         try:
             self.process = await asyncio.create_subprocess_exec(
-                *COMMAND,
+                *self.command,
                 *job.words,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,

@@ -58,9 +58,12 @@ class Places:
             raise UsageError("no model given; choose a folder, an asset or the name of a model on the hub")
         if ASSET.fullmatch(name) or name == self.base:
             return name
-        if (self.root / name).exists() or not HUB.fullmatch(name):
-            return str(self.folder(name))
-        return name
+        return name if self._is_on_hub(name) else str(self.folder(name))
+
+    def _is_on_hub(self, name: str) -> bool:
+        """Only what nothing here could be taken for."""
+        first = self.root / name.partition("/")[0]
+        return HUB.fullmatch(name) is not None and not first.exists() and not first.is_symlink()
 
     def target(self, folder: str, name: str) -> Path:
         """Where a result may be written. Raises `UsageError` for what is no plain name, or there already."""
@@ -101,11 +104,9 @@ class Places:
 
     def check_mention(self, text: str) -> None:
         """Raises `UsageError` for a text that could be the name of a place outside; most are names of other things."""
-        if ASSET.fullmatch(text) or text == self.base:
+        if ASSET.fullmatch(text) or text == self.base or self._is_on_hub(text):
             return
         if any(sign in text for sign in ("/", "\\", "~", "\0")) or text == ".." or (self.root / text).is_symlink():
-            if HUB.fullmatch(text) and not (self.root / text).exists():
-                return
             self.inside(text)
 
 
@@ -115,10 +116,12 @@ def is_model(folder: Path) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
+    """Every text in a YAML value, which may hold itself."""
+    left, seen = [value], set[int]()
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict | list) and id(one) not in seen:
+            seen.add(id(one))
+            left += [*one, *one.values()] if isinstance(one, dict) else one

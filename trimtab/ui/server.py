@@ -4,11 +4,16 @@ import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import UsageError
+from trimtab.ui.doorway import App, Doorway, Keys
+
+if TYPE_CHECKING:
+    import uvicorn
 
 HOST = "127.0.0.1"
-PATIENCE = 3  # seconds that open connections have at the end
+PATIENCE = 1  # seconds that open connections have at the end
 MISSING = "trimtab ui needs fastapi and uvicorn; pip install 'trimtab[ui]' brings them"
 
 
@@ -20,21 +25,24 @@ def serve(folder: Path, port: int, base: str, ready: Callable[[str], None]) -> N
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; give the folder that holds your results")
     try:
-        import fastapi  # noqa: F401
-        import uvicorn
+        from trimtab.ui.app import application
+        from trimtab.ui.desk import Desk
+
+        with listening(port) as door:
+            keys = Keys(door.getsockname()[1])
+            server = answering(application(Desk(folder.resolve(), base)), keys)
+            ready(keys.address)
+            server.run(sockets=[door])
     except ImportError as error:
         raise UsageError(f"{MISSING} ({error})") from error
-    from trimtab.ui.app import application
-    from trimtab.ui.desk import Desk
-    from trimtab.ui.doorway import Doorway, Keys
 
-    with listening(port) as door:
-        keys = Keys(door.getsockname()[1])
-        app = Doorway(application(Desk(folder.resolve(), base)), keys)
-        settings = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, lifespan="on")  # type: ignore[arg-type]
-        settings.timeout_graceful_shutdown = PATIENCE
-        ready(keys.address)
-        uvicorn.Server(settings).run(sockets=[door])
+
+def answering(app: App, keys: Keys) -> "uvicorn.Server":
+    """The application behind its door. It names no server, and writes no log but of what went wrong."""
+    import uvicorn
+
+    quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(Doorway(app, keys), timeout_graceful_shutdown=PATIENCE, **quiet))
 
 
 def listening(port: int) -> socket.socket:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MODULE = "trimtab.cli.speaker"
+SPEAKER = (sys.executable, "-P", "-m", "trimtab.cli.speaker")
 SILENCE = 600.0  # seconds
 GRACE = 5.0  # seconds between an interrupt and force
 LONGEST = 1 << 20  # bytes of a line
@@ -27,8 +27,8 @@ STOPPED: Event = {"what": "end", "text": "", "tokens": 0, "seconds": 0.0, "stopp
 class Speaker:
     """One model. `hello`: what it said when it had opened."""
 
-    def __init__(self, model: str, threads: int, place: Path):
-        self.model, self.threads, self.place = model, threads, place
+    def __init__(self, model: str, threads: int, place: Path, command: Sequence[str]):
+        self.model, self.threads, self.place, self.command = model, threads, place, command
         self.process: asyncio.subprocess.Process | None = None
         self.hello: Event = {}
         self.stopped = False
@@ -78,7 +78,7 @@ class Speaker:
     async def _open(self) -> Event:
         self.hello = {}
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", MODULE, self.model, str(self.threads)),
+            *(*self.command, self.model, str(self.threads)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -135,10 +135,10 @@ class Conversation:
 
 
 class Stage:
-    """Who is open, and the one conversation that is held."""
+    """Who is open, and the one conversation that is held. place: where processes run; command: what a speaker is."""
 
-    def __init__(self, place: Path):
-        self.place = place
+    def __init__(self, place: Path, command: Sequence[str] = SPEAKER):
+        self.place, self.command = place, command
         self.speakers: dict[str, Speaker] = {}
         self.now: Conversation | None = None
         self.held: set[asyncio.Task[None]] = set()
@@ -198,7 +198,7 @@ class Stage:
             if name not in models or speaker.threads != threads:
                 await self.speakers.pop(name).close()
         for name in models:
-            self.speakers.setdefault(name, Speaker(name, threads, self.place))
+            self.speakers.setdefault(name, Speaker(name, threads, self.place, self.command))
         return list(self.speakers.values())
 
 

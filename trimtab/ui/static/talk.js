@@ -1,6 +1,6 @@
 // One question to two models, and their answers as they come.
 
-import { complain, events, post } from "./api.js";
+import { complain, events, make, post } from "./api.js";
 
 const form = document.getElementById("ask");
 const stop = document.getElementById("stop");
@@ -118,19 +118,21 @@ function compare() {
   const [left, right] = voices.map((voice) => voice.text.match(/\s*\S+/g) ?? []);
   if (!left.length || !right.length) return;
   const kept = common(left.map((word) => word.trim()), right.map((word) => word.trim()));
-  const [first] = voices[1].said.childNodes;
-  voices[1].said.replaceChildren(first, ...right.map((word, at) => (kept.has(at) ? word : marked(word))));
+  const [asked] = voices[1].said.childNodes;
+  voices[1].said.replaceChildren(asked, ...pieces(right, kept));
   const other = right.length - kept.size;
   difference.textContent = other ? `${other} of ${right.length} words on the right are not on the left.` : "Word for word the same.";
 }
 
-function marked(word) {
-  const space = word.match(/^\s*/)[0];
-  const mark = document.createElement("mark");
-  mark.textContent = word.slice(space.length);
-  const both = document.createDocumentFragment();
-  both.append(space, mark);
-  return both;
+// Runs of words, those that are not kept as marks.
+function pieces(words, kept) {
+  const found = [];
+  for (const [at, word] of words.entries()) {
+    const last = found.at(-1);
+    if (last && last.kept === kept.has(at)) last.text += word;
+    else found.push({ kept: kept.has(at), text: word });
+  }
+  return found.flatMap(({ kept: same, text }) => (same ? [text] : [text.match(/^\s*/)[0], make("mark", "", text.trimStart())]));
 }
 
 function common(left, right) {
