@@ -128,3 +128,8 @@ def _status(door, client, headers) -> int:
     scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": headers, "client": client}
     asyncio.run(door(scope, None, send))
     return said[0]["status"]
+
+
+def test_a_request_that_is_too_large_or_does_not_say_is_refused(visitor):
+    assert visitor.post("/api/say", {"prompt": "x" * (1 << 20)}).status == 403
+    assert visitor.get("/", transfer_encoding="chunked").status == 403

@@ -64,7 +64,7 @@ def test_from_the_address_to_the_first_words(folder, monkeypatch):
         for side in (0, 1):
             own = [event for event in events if event["side"] == side]
             assert own[-1]["what"] == "end", own
-            assert own[-1]["tokens"] == 5
+            assert own[-1]["tokens"] == sum(event["what"] == "text" for event in own) > 0
     finally:
         server.send_signal(signal.SIGINT)
         said = server.communicate(timeout=60)[1]

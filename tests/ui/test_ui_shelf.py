@@ -104,3 +104,14 @@ def test_what_a_measurement_gives_is_checked():
 
 def test_an_empty_folder(tmp_path):
     assert shelf.shown(Places(tmp_path), Shelf.of(tmp_path), None) is None
+
+
+def test_links_to_facts_elsewhere_are_not_followed(root):
+    outside = root.parent / f"{root.name}-outside"
+    (outside / "comparison.json").write_text((root / "comparison.json").read_text())
+    (root / "other.json").symlink_to(outside / "comparison.json")
+    (root / "borrowed").mkdir()
+    (root / "borrowed" / "receipt.json").symlink_to(outside / "secret" / "receipt.json")
+    found = Shelf.of(root)
+    assert names(found.comparisons) == ["comparison.json"]
+    assert "borrowed" not in names(found.results)

@@ -1,6 +1,5 @@
 """`trimtab ui`: the same work in the browser, for whoever would rather look than read."""
 
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,6 @@ def ui(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where results are; nothing outside is touched.")] = Path(),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine only; 0: any free one.")] = PORT,
     base: Annotated[str, typer.Option(metavar="MODEL", help="A model outside of FOLDER that may be used too.")] = "",
-    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve a page, to this machine only, that shows results, lets models speak side by side, and starts compressions."""
     from trimtab.ui.server import serve
@@ -27,8 +25,6 @@ def ui(
     def ready(address: str) -> None:
         typer.echo(address)
         complain("only who has this address may use the page; Ctrl-C ends it", "")
-        if show:
-            webbrowser.open(address)
 
     try:
         serve(folder, port, base, ready)

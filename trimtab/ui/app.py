@@ -19,7 +19,6 @@ from trimtab.ui.jobs import Busy
 from trimtab.ui.shelf import base_of, only
 
 Name = Annotated[str, Query(max_length=1000)]
-LARGEST = 1 << 20  # bytes of what a page may send
 # A report brings its style and script along, and a policy that allows exactly these.
 REPORT = {"content-security-policy": "frame-ancestors 'none'"}
 

@@ -16,7 +16,7 @@ from trimtab.ui.shelf import Shelf
 from trimtab.ui.talk import SPEAKER, Stage
 
 STEPS = ("linear", "channel", "model", "scale")  # the kinds of methods that are a step of their own
-ASSETS = ("asset:smollm2-135m", "asset:own-2m", "asset:own-5m")
+ASSETS = ("asset:smollm2-135m",)  # offered where nothing else is known; others would be trained first
 PLANNED = ("--json", "--progress=json")
 
 

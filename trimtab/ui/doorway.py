@@ -19,6 +19,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SAFE = ("GET", "HEAD")
+LARGEST = 1 << 20  # bytes of what a page may send
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -97,6 +98,9 @@ class Doorway:
             return "trimtab: another page may not use this one\n"
         if scope["method"] not in SAFE and origin is None:
             return "trimtab: a request that changes something says where it comes from (Origin)\n"
+        length = headers.get("content-length", "0")
+        if "transfer-encoding" in headers or not length.isdecimal() or int(length) > LARGEST:
+            return f"trimtab: a request holds at most {LARGEST} bytes, and says how many\n"
         return ""
 
     def _token(self, scope: Scope) -> str:

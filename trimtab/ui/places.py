@@ -35,7 +35,9 @@ class Places:
             raise UsageError(f"{name!r:.200} is no name of a folder here")
         found = (self.root / name).resolve()
         if not found.is_relative_to(self.root):
-            raise UsageError(f"{name:.200} lies outside of {self.root}; start trimtab ui in a folder that holds both")
+            raise UsageError(
+                f"{name:.200} lies outside of {self.root}; start trimtab ui where both are, or name a base with --base"
+            )
         return found
 
     def folder(self, name: str) -> Path:
@@ -111,8 +113,11 @@ class Places:
 
 
 def is_model(folder: Path) -> bool:
-    """Weights with a config, or a result of ours."""
-    return (folder / "receipt.json").is_file() or ((folder / "config.json").is_file() and bool(weight_files(folder)))
+    """Weights with a config, or a result of ours; not if its receipt is somebody else's."""
+    receipt = folder / "receipt.json"
+    if receipt.is_symlink():
+        return False
+    return receipt.is_file() or ((folder / "config.json").is_file() and bool(weight_files(folder)))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -30,7 +30,8 @@ def serve(folder: Path, port: int, base: str, ready: Callable[[str], None]) -> N
 
         with listening(port) as door:
             keys = Keys(door.getsockname()[1])
-            server = answering(application(Desk(folder.resolve(), base)), keys)
+            named = str(Path(base).resolve()) if base and Path(base).is_dir() else base
+            server = answering(application(Desk(folder.resolve(), named)), keys)
             ready(keys.address)
             server.run(sockets=[door])
     except ImportError as error:

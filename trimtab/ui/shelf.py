@@ -55,7 +55,7 @@ class Shelf:
 
 def _comparisons(there: Sequence[Path]) -> Iterator[Path]:
     for path in there:
-        if path.suffix == ".json" and path.is_file() and _comparison(path) is not None:
+        if path.suffix == ".json" and path.is_file() and not path.is_symlink() and _comparison(path) is not None:
             yield path
 
 

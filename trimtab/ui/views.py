@@ -171,11 +171,18 @@ def _row(places: Places, found: Document, model: Model) -> Row:
         " → ".join(step.method for step in model.record.steps) if model.record else "",
         numbers.size(size.value),
         f"{times:.3g}×" if times > 1 else "",
-        numbers.figure(sections.bits(model).value),
+        numbers.figure(_bits(model)),
         _quality(model, _text(found)),
         numbers.percent(mean.value, mean.half) if mean.is_known else numbers.UNKNOWN,
         numbers.figure(rate.value, rate.half) if rate.is_known else numbers.UNKNOWN,
     )
+
+
+def _bits(model: Model) -> float:
+    """As measured; else what the last step left of the matrices that it was given, by its receipt."""
+    measured = sections.bits(model)
+    steps = model.record.steps if model.record else ()
+    return measured.value if measured.is_known or not steps else steps[-1].bits_after
 
 
 def _quality(model: Model, text: str) -> tuple[str, str, str]:

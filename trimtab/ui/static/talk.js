@@ -13,6 +13,7 @@ const voices = [...document.querySelectorAll(".voice")].map((panel) => ({
   said: panel.querySelector(".said"),
   state: panel.querySelector(".state"),
   rate: panel.querySelector(".rate"),
+  why: panel.querySelector(".why"),
 }));
 
 length.addEventListener("input", () => (length.nextElementSibling.value = length.value));
@@ -78,6 +79,7 @@ function begin(voice) {
   voice.panel.classList.add("live");
   voice.state.textContent = "waiting";
   voice.rate.textContent = "";
+  voice.why.textContent = "";
 }
 
 const HEARD = {
@@ -87,7 +89,7 @@ const HEARD = {
   ready(voice, told) {
     const shared = told.engine === "torch" ? `, ${told.threads} thread${told.threads > 1 ? "s" : ""}` : "";
     voice.state.textContent = told.about + shared;
-    voice.state.title = told.note;
+    voice.why.textContent = told.note ?? "";
   },
   text(voice, told) {
     voice.text += told.text;
