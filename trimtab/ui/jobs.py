@@ -48,7 +48,7 @@ class Job:
     result: Any = None
 
     def json(self) -> dict[str, Any]:
-        kept = ("number", "kind", "title", "facts", "state", "progress", "phases", "stopping", "error", "result")
+        kept = ("number", "begun", "kind", "title", "facts", "state", "progress", "phases", "stopping", "error", "result")
         seconds = (self.ended or time()) - self.begun
         told = {name: getattr(self, name) for name in kept}
         return {**told, "seconds": round(seconds, 2), "said": list(self.said), "command": spelled(self.words)}

@@ -48,7 +48,12 @@ function draw(place, job) {
 
 // What has ended is shown once more after a reload, not for ever.
 function dismissed(job) {
-  return job && job.state !== "running" && sessionStorage.getItem("trimtab-seen") === String(job.number);
+  return job && job.state !== "running" && sessionStorage.getItem("trimtab-seen") === identity(job);
+}
+
+// Numbers begin anew with the server.
+function identity(job) {
+  return `${job.number} ${job.begun}`;
 }
 
 function idle() {
@@ -63,7 +68,7 @@ function head(job) {
     const close = make("button", "link close", "Close");
     close.type = "button";
     close.addEventListener("click", () => {
-      sessionStorage.setItem("trimtab-seen", job.number);
+      sessionStorage.setItem("trimtab-seen", identity(job));
       draw(document.getElementById("job"), job);
     });
     line.append(close);
