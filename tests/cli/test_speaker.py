@@ -69,7 +69,7 @@ def test_an_interrupt_ends_the_answer_with_what_was_said():
 
 @pytest.mark.parametrize(
     ("question", "said"),
-    [({"prompt": ""}, "the prompt is empty; give at least one word"), ({}, "unexpected ValueError: no\tway")],
+    [({"prompt": ""}, "the prompt is empty; give at least one word"), ({}, "unexpected ValueError: no way")],
 )
 def test_what_is_wrong_is_one_line(question, said):
     last = answered(Reciter(ValueError("no\tway")), **question)[-1]

@@ -96,7 +96,8 @@ def serving(root: Path, base: str = "") -> Iterator[Keys]:
 
     with listening(0) as door:
         keys = Keys(door.getsockname()[1])
-        server = answering(application(Desk(root.resolve(), base, CLI, SPEAKER)), keys)
+        desk = Desk(root.resolve(), base, CLI, SPEAKER)
+        server = answering(application(desk), keys, desk.close)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
         thread.start()
         try:

@@ -23,7 +23,7 @@ TOO_WIDE = """
   .map(e => `${e.tagName} ${e.className.baseVal ?? e.className}`)
 """
 SAID = '[...document.querySelectorAll(".voice .said")].map(said => said.textContent)'
-JOB = 'document.querySelector("#job h2")?.textContent ?? ""'
+JOB = '(document.querySelector("#job h2")?.textContent ?? "")'
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,9 @@ def fill(site: Site, model: str, name: str) -> None:
     site.open("/compress")
     site.js('sessionStorage.clear(); document.querySelector("[name=way][value=method]").click()')
     site.until('document.querySelectorAll("#knobs label").length')
-    site.js(f'document.querySelector("[name=model]").value = "{model}"; document.querySelector("[name=name]").value = "{name}"')
+    for field, value in (("model", model), ("name", name)):
+        typed = f'field.value = "{value}"; field.dispatchEvent(new Event("input", {{ bubbles: true }}))'
+        site.js(f'{{ const field = document.querySelector("[name={field}]"); {typed} }}')
     site.js('document.querySelector("[data-knob=bits]").value = 3; document.querySelector("[data-knob=clip]").click()')
     site.js('document.getElementById("wish").requestSubmit()')
 
@@ -194,7 +196,7 @@ def test_what_is_wrong_stands_where_one_looks(site):
 
 def test_measuring_from_the_page(site):
     site.open("/")
-    site.click("Measure again") if not site.js('document.querySelector(".notice")') else site.click("Measure", ".notice")
+    site.js('document.querySelector("[data-opens=measure]").click()')
     assert site.js('document.getElementById("measure").open')
     site.js('document.querySelector("#measure form").requestSubmit()')
     end = monotonic() + PATIENCE

@@ -1,5 +1,6 @@
 """`trimtab ui`: the same work in the browser, for whoever would rather look than read."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,6 @@ def ui(
         typer.echo(address)
         complain("only who has this address may use the page; Ctrl-C ends it", "")
 
-    try:
+    with suppress(KeyboardInterrupt):
         serve(folder, port, base, ready)
-    except KeyboardInterrupt:
-        complain("ended", "")
+    complain("ended", "")

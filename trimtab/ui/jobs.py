@@ -66,7 +66,7 @@ class Bench:
     def __init__(self, place: Path, command: Sequence[str] = COMMAND):
         self.place, self.command = place, command
         self.job: Job | None = None
-        self.number = 0
+        self.number, self.closed = 0, False
         self.changed = asyncio.Condition()
         self.process: asyncio.subprocess.Process | None = None
         self.task: asyncio.Task[None] | None = None
@@ -94,19 +94,23 @@ class Bench:
             asyncio.get_running_loop().call_later(GRACE, self._force, self.process)
 
     async def close(self) -> None:
-        """Nothing is left running."""
+        """Nothing is left running, and nobody waits for news."""
+        self.closed = True
+        await self._tell()
         await self.cancel()
         if self.task:
             await asyncio.wait([self.task], timeout=GRACE / 3)
         self._force(self.process)
 
     async def watch(self) -> AsyncIterator[dict[str, Any] | None]:
-        """The job as it is now, then again whenever something about it changes; None before the first one."""
+        """The job as it is now, then again whenever something about it changes, until `close`; None before the first one."""
         seen: Any = object()
         while True:
             async with self.changed:
-                while self._state() == seen:
+                while self._state() == seen and not self.closed:
                     await self.changed.wait()
+                if self.closed:
+                    return
                 seen = self._state()
                 told = self.job.json() if self.job else None
             yield told

@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,19 +31,28 @@ def serve(folder: Path, port: int, base: str, ready: Callable[[str], None]) -> N
         with listening(port) as door:
             keys = Keys(door.getsockname()[1])
             named = str(Path(base).resolve()) if base and Path(base).is_dir() else base
-            server = answering(application(Desk(folder.resolve(), named)), keys)
+            desk = Desk(folder.resolve(), named)
+            server = answering(application(desk), keys, desk.close)
             ready(keys.address)
             server.run(sockets=[door])
     except ImportError as error:
         raise UsageError(f"{MISSING} ({error})") from error
 
 
-def answering(app: App, keys: Keys) -> "uvicorn.Server":
-    """The application behind its door. It names no server, and writes no log but of what went wrong."""
+def answering(app: App, keys: Keys, end: Callable[[], Awaitable[None]]) -> "uvicorn.Server":
+    """The application behind its door. It names no server, and writes no log but of what went wrong.
+
+    end: awaited first when it is to stop, so that streams end by themselves and are not torn.
+    """
     import uvicorn
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await end()
+            await super().shutdown(sockets)
+
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
-    return uvicorn.Server(uvicorn.Config(Doorway(app, keys), timeout_graceful_shutdown=PATIENCE, **quiet))
+    return Server(uvicorn.Config(Doorway(app, keys), timeout_graceful_shutdown=PATIENCE, **quiet))
 
 
 def listening(port: int) -> socket.socket:
