@@ -103,7 +103,7 @@ def take(window: Browser, base: str, out: Path) -> None:
         window.open(f"{base}/", width)
         save(window, out / f"ui-results{ending}.png")
         window.open(f"{base}/result?at=three-bit#layers", width)
-        save(window, out / f"ui-result{ending}.png")
+        save(window, out / f"ui-result{ending}.png", whole=False)
         window.open(f"{base}/talk?at=four-bit", width)
         window.evaluate(ASK)
         until(window, SPOKEN)
@@ -121,9 +121,9 @@ def take(window: Browser, base: str, out: Path) -> None:
     window.evaluate(CANCEL)
 
 
-def save(window: Browser, file: Path) -> None:
+def save(window: Browser, file: Path, whole: bool = True) -> None:
     sleep(0.5)  # what moves comes to rest
-    file.write_bytes(window.screenshot())
+    file.write_bytes(window.screenshot(whole))
     print(file)
 
 

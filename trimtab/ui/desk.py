@@ -40,7 +40,7 @@ class Desk:
         named = [path for path in found.comparisons if path.name == comparison]
         if comparison and not named:
             raise UsageError(f"there is no comparison {comparison:.200} in {found.folder}")
-        chosen = (named or list(found.comparisons) or [None])[0]
+        chosen = next(iter(named or found.comparisons), None)
         return found, chosen, shelf.shown(self.places, found, chosen)
 
     def one(self, at: str) -> tuple[Shelf, Path, Document]:

@@ -104,7 +104,8 @@ class Doorway:
         return ""
 
     def _token(self, scope: Scope) -> str:
-        return parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        query: bytes = scope["query_string"]
+        return parse_qs(query.decode("latin-1")).get("token", [""])[0]
 
     def _ticket(self, headers: dict[str, str]) -> str:
         try:
