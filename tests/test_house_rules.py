@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "host": {"host", "core", "tensors", "formats", "kernels", "stats", "anatomy", "engine", "data"},
     "measure": {"measure", "core", "tensors", "formats", "kernels", "runtime", "stats", "anatomy", "engine", "data", "host"},
     "report": {"report", "core"},
+    "ui": {"", "ui", "core", "data", "report"},
     "cli": {
         "",
         "cli",
@@ -44,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         "host",
         "measure",
         "report",
+        "ui",
     },
     "testing": {"", "testing", "core", "tensors", "formats", "kernels", "stats", "anatomy", "engine", "data", "host", "measure"},
     "": {"host"},

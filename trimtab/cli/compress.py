@@ -9,7 +9,7 @@ import typer
 
 from trimtab.cli import complete, show
 from trimtab.cli.manners import Exit, Interrupted, Terminated
-from trimtab.cli.options import Device, Dtype, Json, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.cli.request import Request, Shown, knob_rows, understand
 from trimtab.core.errors import UsageError
@@ -65,6 +65,7 @@ def compress(
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
     json: Json = False,
     quiet: Quiet = False,
+    progress: Style = "auto",
     verbose: Verbose = False,
     help: Annotated[bool, typer.Option("--help", help="Show this message, with --method ID also its knobs.")] = False,
 ) -> None:
@@ -75,7 +76,15 @@ def compress(
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
-        _plan(model, steps, {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload}, json, quiet, verbose)
+        _plan(
+            model,
+            steps,
+            {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload},
+            json,
+            quiet,
+            verbose,
+            progress,
+        )
         return
     if out is None:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
@@ -84,7 +93,7 @@ def compress(
         how["offload"] = offload
     if checkpoint_every is not None:
         how["checkpoint_every"] = checkpoint_every
-    with _stoppable(out), working(quiet, verbose, resumable=True) as watch:
+    with _stoppable(out), working(quiet, verbose, progress, resumable=True) as watch:
         before = folder_size(model)  # now: the result may replace it
         done = _run(model, steps, out, watch, dtype=dtype_of(dtype), device=device_of(device), **how)
     if json:
@@ -132,8 +141,8 @@ def folder_size(model: str) -> float | None:
     return file_bytes(folder).value if folder.is_dir() else None
 
 
-def _plan(model: str, recipe: "Recipe", how: dict[str, Any], json: bool, quiet: bool, verbose: bool) -> None:
-    with working(quiet, verbose) as watch:
+def _plan(model: str, recipe: "Recipe", how: dict[str, Any], json: bool, quiet: bool, verbose: bool, style: str) -> None:
+    with working(quiet, verbose, style) as watch:
         watch(Progress("load", 0, 1, model))
         from trimtab.host.compress import ahead
 

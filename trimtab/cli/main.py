@@ -8,7 +8,22 @@ import typer
 from typer.core import TyperGroup
 
 from trimtab import __version__
-from trimtab.cli import bench, chat, claims, compare, compress, doctor, export, generate, grow, measure, methods, probe, report
+from trimtab.cli import (
+    bench,
+    chat,
+    claims,
+    compare,
+    compress,
+    doctor,
+    export,
+    generate,
+    grow,
+    measure,
+    methods,
+    probe,
+    report,
+    ui,
+)
 from trimtab.cli.manners import NO_COLOR, Interrupted, colours, finish, plain_dashes, printable, wants_traceback
 
 
@@ -55,6 +70,7 @@ measure.register(app)
 compare.register(app)
 probe.register(app)
 report.register(app)
+ui.register(app)
 export.register(app)
 generate.register(app)
 chat.register(app)

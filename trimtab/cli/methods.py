@@ -82,10 +82,14 @@ def _entry(method: "type[Method]", statuses: dict[tuple[str, str], str]) -> dict
         status = statuses.get((card.id, claim.name))
         claims.append(line if status is None else {**line, "status": status})
     said = {"id": card.id, "room": room(card.id), "kind": kind(method), "title": card.title, "paper": card.paper}
-    return {**said, "fidelity": card.fidelity, "claims": claims}
+    return {**said, "fidelity": card.fidelity, "claims": claims, "knobs": _knobs(method)}
 
 
 def _full(method: "type[Method]", statuses: dict[tuple[str, str], str]) -> dict[str, Any]:
+    return {**_entry(method, statuses), "doc": _doc(method)}
+
+
+def _knobs(method: "type[Method]") -> list[dict[str, Any]]:
     from trimtab.core.knobs import defaults, knobs
 
     standard = defaults(method)
@@ -93,7 +97,7 @@ def _full(method: "type[Method]", statuses: dict[tuple[str, str], str]) -> dict[
     spelled = [{"name": name, "default": standard.get(name), **knob} for name, knob in declared.items()]
     for knob in spelled:
         del knob["parse"]
-    return {**_entry(method, statuses), "doc": _doc(method), "knobs": spelled}
+    return spelled
 
 
 def _doc(method: type) -> str:

@@ -15,6 +15,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks, and what the libraries say.")]
+Style = Annotated[str, typer.Option("--progress", help="auto: a bar or lines; json: one JSON object a line, on stderr.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for what is not compressed. (default: as stored)")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ... (default: cpu)")]
 Threads = Annotated[int | None, typer.Option(min=1, help="How many threads compute. (default: all cores)")]

@@ -1,5 +1,6 @@
-"""Progress on stderr: a bar on a terminal, elsewhere now and then a plain line that a log can keep."""
+"""Progress on stderr: a bar on a terminal, elsewhere now and then a plain line that a log can keep, or JSON for a program."""
 
+import json
 import os
 import signal
 import sys
@@ -11,26 +12,34 @@ from typing import TYPE_CHECKING, TextIO
 
 from trimtab.cli.manners import Terminated, hushed, is_set
 from trimtab.cli.show import size
+from trimtab.core.errors import UsageError, did_you_mean
 from trimtab.core.progress import Progress, Watcher, unwatched
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 EVERY = 2.0  # seconds between plain lines
+OFTEN = 0.1  # seconds between lines of JSON
+STYLES = ("auto", "json")
 NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 DUMB = ("dumb", "unknown")
 
 
 @contextmanager
-def working(quiet: bool = False, verbose: bool = False, resumable: bool = False) -> Iterator[Watcher]:
+def working(quiet: bool = False, verbose: bool = False, style: str = "auto", resumable: bool = False) -> Iterator[Watcher]:
     """Yields who watches the work. Meanwhile what anybody prints goes to stderr: stdout is for results.
 
-    resumable: SIGTERM ends the work in good order (`Terminated`).
+    style: json for lines that a program reads. resumable: SIGTERM ends the work in good order (`Terminated`). Raises
+    `UsageError` for a style that is none.
     """
+    if style not in STYLES:
+        raise UsageError(f"--progress cannot be {style!r}{did_you_mean(style, STYLES)}")
     bars = wants_bars(sys.stderr)  # asked before `hushed` sets variables for the libraries
     with redirect_stdout(sys.stderr), hushed(verbose), heeding_interrupts(resumable) as heeding:
         if quiet:
             yield heeding(unwatched)
+        elif style == "json":
+            yield heeding(JsonWatcher(sys.stderr))
         elif bars:
             with _bars() as shown:
                 yield heeding(BarWatcher(shown))
@@ -94,6 +103,30 @@ class LineWatcher:
         left = f", about {spell(elapsed / now.done * (now.total - now.done))} left" if now.done else ""
         what = f" {now.detail}" if now.detail else ""
         return f"trimtab: {now.phase} {now.done}/{now.total}{what}, {spell(elapsed)}{left}, {size(memory())}"
+
+
+class JsonWatcher:
+    """One object a line: phase, done, total, detail, seconds since the phase began, bytes held; at most one every `OFTEN`.
+
+    A phase's first and last event are always told, so that whoever reads knows what is going on.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = monotonic):
+        self.stream, self.clock = stream, clock
+        self.phase, self.done, self.begun = "", 0, 0.0
+        self.last = -float("inf")
+
+    def __call__(self, now: Progress) -> None:
+        time = self.clock()
+        begins = now.phase != self.phase or now.done < self.done
+        if begins:
+            self.phase, self.begun = now.phase, time
+        self.done = now.done
+        if not (begins or now.done == now.total or time - self.last >= OFTEN):
+            return
+        self.last = time
+        told = {**vars(now), "seconds": round(time - self.begun, 3), "memory": memory()}
+        print(json.dumps(told), file=self.stream, flush=True)
 
 
 class BarWatcher:
