@@ -76,15 +76,8 @@ def compress(
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
-        _plan(
-            model,
-            steps,
-            {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload},
-            json,
-            quiet,
-            verbose,
-            progress,
-        )
+        look = {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload}
+        _plan(model, steps, look, json, quiet, verbose, progress)
         return
     if out is None:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
