@@ -27,7 +27,7 @@ from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, save
 from trimtab.host.gguf_import import history, resolve_model
 from trimtab.host.provenance import provenance
-from trimtab.host.publish import check_target, ensure_space
+from trimtab.host.publish import check_apart, check_target, ensure_space
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def compress(
     recipe = as_recipe(recipe)
     if out is not None:
         check_target(out, overwrite)
+        if isinstance(model, str | Path):
+            check_apart(model, out)
     name = str(model) if isinstance(model, str | Path) else model.config.name_or_path or type(model).__name__
     watch(Progress("load", 0, 1, name))
     model, tokenizer, notes = _opened(model, tokenizer, dtype, device)

@@ -25,6 +25,7 @@ from trimtab.host import manifest
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SLACK = 1 << 20
+LONGEST_NAME = 200  # bytes: 255 are allowed, and hidden siblings have longer names
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
@@ -42,6 +43,7 @@ def publish(folder: str | Path, overwrite: bool = False, needs: int = 0) -> Iter
     partial = _sibling(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _check_alone(target)
         lock = _locked(partial)
     except OSError as error:
         raise UsageError(f"cannot write beside {target}: {error.strerror}") from error
@@ -53,6 +55,8 @@ def publish(folder: str | Path, overwrite: bool = False, needs: int = 0) -> Iter
         shutil.rmtree(partial, ignore_errors=True)
         if _is_full(error):
             raise _full(target, needs) from error
+        if isinstance(error, OSError):
+            raise TrimtabError(f"{target} could not be written: {error.strerror or error}; nothing was published") from error
         raise
     finally:
         os.close(lock)
@@ -88,13 +92,37 @@ def check_target(folder: str | Path, overwrite: bool = False) -> Path:
     target = Path(folder).expanduser().resolve()
     if not target.name:
         raise UsageError(f"{folder} is no name for a model folder")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UsageError(f"cannot write {target.name[:40]}...: a name of more than {LONGEST_NAME} bytes; choose a shorter one")
     try:
+        _check_outside(target)
         recover(target)
         if target.exists():
             _check_existing(target, overwrite)
     except OSError as error:
         raise UsageError(f"cannot write to {target}: {error.strerror}") from error
     return target
+
+
+def check_apart(source: str | Path, target: str | Path) -> None:
+    """Raises `UsageError` if a model would be written over the one that it is made from."""
+    if Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
+        raise UsageError(f"{target} is the model that is read; choose another name for the result")
+
+
+def _check_outside(target: Path) -> None:
+    """A folder inside of a model folder would make a damaged model of that one."""
+    for parent in target.parents:
+        if (parent / manifest.NAME).is_file():
+            raise UsageError(f"{target} is inside of the model folder {parent}; choose a place outside of it")
+
+
+def _check_alone(target: Path) -> None:
+    """Raises `UsageError` naming the process that writes the same folder now."""
+    for path in target.parent.glob(f".{_escaped(target.name)}.partial-*"):
+        pid = _writer(path)
+        if pid is not None and pid != os.getpid() and not _is_abandoned(path):
+            raise UsageError(f"process {pid} is writing {target}; wait for it, or choose another name")
 
 
 def _check_existing(target: Path, overwrite: bool) -> None:
@@ -110,9 +138,13 @@ def _check_existing(target: Path, overwrite: bool) -> None:
 
 
 def _locked(partial: Path) -> int:
-    partial.mkdir()
-    handle = os.open(partial, os.O_RDONLY)
-    _try_lock(handle)
+    try:
+        partial.mkdir()
+        handle = os.open(partial, os.O_RDONLY)
+        _try_lock(handle)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return handle
 
 
@@ -173,8 +205,8 @@ def _sync(path: Path) -> None:
 
 def _is_abandoned(path: Path) -> bool:
     """No living process of this system has this id, and nobody holds the lock (a process in another container might)."""
-    pid = path.name.rpartition("-")[0].rpartition("-")[2]
-    if not pid.isdigit() or _is_alive(int(pid)):
+    pid = _writer(path)
+    if pid is None or _is_alive(pid):
         return False
     with suppress(FileNotFoundError):
         handle = os.open(path, os.O_RDONLY)
@@ -183,6 +215,12 @@ def _is_abandoned(path: Path) -> bool:
         finally:
             os.close(handle)
     return False
+
+
+def _writer(path: Path) -> int | None:
+    """The process that made a hidden sibling."""
+    pid = path.name.rpartition("-")[0].rpartition("-")[2]
+    return int(pid) if pid.isdigit() and pid.isascii() and len(pid) < 10 else None
 
 
 def _try_lock(handle: int) -> bool:
