@@ -22,6 +22,7 @@ LARGEST_HEADER = 32 << 20  # of a safetensors file, whose format allows 100 MB; 
 LARGEST_TOKENIZER = 1 << 28  # bytes of a file that other libraries read; the largest vocabularies take 40 MB
 MOST_VALUES = 1 << 20  # in one JSON file: as many bytes of brackets and commas would be 50 times as many in memory
 DEEPEST = 64
+LONGEST_LIST = 1 << 16  # in a config
 MOST_LAYERS = 2000
 # What a config may not choose: code, other files, other places, how the model is run.
 DROPPED = re.compile(
@@ -223,6 +224,8 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
     for key, value in config.items():
         if isinstance(value, dict) and key != "quantization_config":
             _check_sizes(value, path)
+        if isinstance(value, list) and len(value) > LONGEST_LIST:
+            raise ModelError(f"{path}: {key[:80]!r} has {len(value):,} entries; at most {LONGEST_LIST:,}")
         for pattern, low, high in RANGES:
             if pattern.fullmatch(key) and isinstance(value, int) and not isinstance(value, bool):
                 if not low <= value <= high:
