@@ -162,7 +162,7 @@ def _weights() -> list[Any]:
 
 
 def _numbered(number: Any) -> Any:
-    return _weights()[number if number in range(len(_weights())) else 0]
+    return _weights()[number if type(number) is int and number in range(len(_weights())) else 0]
 
 
 def _spec(data: bytes, place: Path) -> Any:

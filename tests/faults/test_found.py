@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from trimtab.cli.manners import LONGEST_LINE, one_line
 from trimtab.core.errors import DataError, ModelError, TrimtabError, UsageError
@@ -19,6 +20,7 @@ from trimtab.host.gguf_import import import_gguf
 from trimtab.host.quantizer import TrimtabConfig
 from trimtab.runtime.facts import facts
 from trimtab.runtime.text import Text
+from trimtab.tensors.lowrank import truncated
 from trimtab.testing.folders import tiny_folder
 from trimtab.testing.tiny import tiny
 
@@ -106,7 +108,7 @@ def test_templates_that_are_none(tmp_path, template):
         {"rms_norm_eps": {}},
         {"rms_norm_eps": "I4"},
         {"hidden_act": ["silu"]},
-        {"rope_parameters": {"rope_type": [], "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": ["yarn"], "rope_theta": 1e4}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e-300}},
         {"rms_norm_eps": 10**400},
     ],
@@ -213,6 +215,12 @@ def test_configs_that_would_take_time_or_memory(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelError, match=message):
         folder_checks.read_config(tmp_path)
+
+
+def test_a_decomposition_that_fails_is_an_error_of_arithmetic():
+    """The engine names the place of those."""
+    with pytest.raises(ArithmeticError, match="no singular values"):
+        truncated(torch.full((4, 4), float("nan")), 2)
 
 
 def test_gguf_files_are_checked_before_the_library_has_them(tmp_path):

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -76,10 +77,11 @@ def killed_while_overwriting(place: Path, save: Save, kills: int, draw: Random) 
     return found
 
 
-def _for_ever(save: Save, place: Path) -> None:
+def _for_ever(save: Save, place: Path, pause: float = 0.0) -> None:
     while True:
         for model in reversed(models()):
             save(model, place)
+            time.sleep(pause)
 
 
 def killed_at_every_point(place: Path) -> Counter[str]:
@@ -182,7 +184,9 @@ def second_writer(place: Path) -> tuple[guard.Outcome, int]:
     child = _forked(lambda: _hold(place, tell))
     try:
         os.read(told, 1)
-        return guard.judged(lambda: ours(models()[1], place)), child
+        start = time.monotonic()
+        outcome = guard.judged(lambda: ours(models()[1], place))
+        return replace(outcome, seconds=time.monotonic() - start), child
     finally:
         _kill(child)
         os.close(told)
@@ -199,7 +203,7 @@ def readers_meanwhile(place: Path, seconds: float) -> Counter[str]:
     """What a reader gets while another process replaces the model over and over."""
     found: Counter[str] = Counter()
     ours(models()[0], place)
-    child = _forked(lambda: _for_ever(ours, place))
+    child = _forked(lambda: _for_ever(ours, place, 0.2))
     old, new = (model.state_dict() for model in models())
     end = time.monotonic() + seconds
     try:

@@ -129,7 +129,8 @@ def _read(path: Path) -> str:
 
 
 def _short(path: Path) -> str:
-    return f"{str(path)!r:.300}"
+    name = str(path)
+    return name if len(name) < 300 and name.isprintable() else f"{name!r:.300}"
 
 
 def _plain(path: Path, text: str) -> list[str]:

@@ -211,7 +211,7 @@ def _drop(config: Any) -> set[str]:
     """Removes, at any depth, what a config may not set; the names of what had a value."""
     dropped: set[str] = set()
     if isinstance(config, list):
-        return dropped.union(*map(_drop, config))
+        return dropped.union(*map(_drop, (value for value in config if isinstance(value, dict | list))))
     if not isinstance(config, dict):
         return dropped
     for key in [key for key in config if DROPPED.fullmatch(key)]:
