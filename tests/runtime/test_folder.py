@@ -126,7 +126,7 @@ def test_a_tensor_too_many_or_too_few(copy, exact):
     last = max(entries, key=lambda name: entries[name]["data_offsets"])
     begin, _ = entries.pop(last)["data_offsets"]
     rewrite(file, entries, body[:begin])
-    with pytest.raises(ModelError, match=f"does not hold {re.escape(last)}"):
+    with pytest.raises(ModelError, match=f"does not hold {re.escape(last)}|has no tensor '{last.rpartition('.')[2]}'"):
         exact(copy)
 
 
