@@ -8,12 +8,13 @@ ARM_CXX ?= aarch64-linux-gnu-g++
 NATIVE := $(shell find native -type f -not -path '*/build/*' 2>/dev/null)
 CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
 
-.PHONY: demo test claims bench peers docs site wheels native native-test native-test-neon clean
+.PHONY: demo test faults claims bench peers docs site wheels native native-test native-test-neon clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    compress a real 135 M model to 3 bits and show what that cost (minutes)"
 	@echo "make test    style, types and tests (minutes)"
+	@echo "make faults  kills, full disks and hostile files, counted, appended to faults/ledger.jsonl (minutes)"
 	@echo "make claims  run the claims that have no result by the present code, append to claims/ledger.jsonl (hours)"
 	@echo "make bench   passes against a peer, appended to benchmarks/results.jsonl (about an hour)"
 	@echo "make peers   what benchmarks/runtime.py compares with: llama.cpp, built twice (20 minutes on 2 cores)"
@@ -66,6 +67,9 @@ test: .venv/native
 	$(BIN)/python -m trimtab.data.assets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
+faults: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/campaign.py $(ARGS)
+
 claims: .venv/ready
 	$(BIN)/trimtab claims run --missing $(ARGS)
 
@@ -84,6 +88,7 @@ peers: .runtime-venv/ready .runtime-venv-avx2/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/reliability.py
 
 site: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

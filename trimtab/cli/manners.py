@@ -19,6 +19,7 @@ from trimtab.core.errors import TrimtabError, UsageError
 
 OFF = ("", "0", "false", "no", "off")
 NO_COLOR = "--no-color"
+LONGEST_LINE = 2000  # characters
 HUSH = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 # Typer brings click along, under a name that differs between its versions; this is click's UsageError in all of them.
@@ -97,7 +98,9 @@ def complain(message: str, kind: str = "error: ") -> None:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """What files say is in messages: nothing of it may steer the terminal, or fill it."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trimtab.cli.manners import complain
 from trimtab.core.errors import UsageError, did_you_mean
 from trimtab.runtime import Batch, Runtime, Unsupported
+from trimtab.runtime.template import render
 from trimtab.runtime.text import Text
 
 if TYPE_CHECKING:
@@ -110,8 +111,7 @@ class Torch:
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> str:
         if not self.tokenizer.chat_template:
             raise UsageError("this tokenizer has no chat template; ask without chat")
-        said: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return said
+        return render(self.tokenizer.chat_template, messages, self.tokenizer.special_tokens_map)
 
     def say(self, ids: Sequence[int], new_tokens: int, sampling: "Sampling", hear: Hear) -> None:
         from trimtab.measure.speed import torch_threads

@@ -73,6 +73,31 @@ def load(
     Raises `ModelError`, one line that names the file and what to do, for anything missing, damaged or out of bounds.
     """
     place = local_folder(folder)
+    before = _which(place)
+    try:
+        opened = _loaded(place, device, dtype)
+    except ModelError as error:
+        if _which(place) != before:
+            raise _replaced(place) from error
+        raise
+    if _which(place) != before:
+        raise _replaced(place)
+    return opened
+
+
+def _which(place: Path) -> tuple[int, int] | None:
+    """The folder behind the name: a writer may exchange it for another while it is read."""
+    if not place.exists():
+        return None
+    found = place.stat()
+    return found.st_dev, found.st_ino
+
+
+def _replaced(place: Path) -> ModelError:
+    return ModelError(f"{place} was replaced while it was read; open it again")
+
+
+def _loaded(place: Path, device: str | torch.device | None, dtype: str | torch.dtype | None) -> tuple[PreTrainedModel, Tokenizer]:
     folder_checks.check_links(place)
     manifest.verify(place)
     config = read_config(place)
@@ -239,7 +264,17 @@ def _from_files(place: Path, config: Any, dtype: str | torch.dtype) -> PreTraine
                 ignore_mismatched_sizes=True,  # they are reported below, by name
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        ArithmeticError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise ModelError(f"{place} cannot be opened: {_first_line(error)}") from error
     for what, names in (
         ("does not hold", found["missing_keys"]),
@@ -247,7 +282,7 @@ def _from_files(place: Path, config: Any, dtype: str | torch.dtype) -> PreTraine
         ("holds in another shape", [key[0] for key in found["mismatched_keys"]]),
     ):
         for name in sorted(names):
-            raise ModelError(f"{place} {what} {name} ({len(names)} such); fetch or write the model again")
+            raise ModelError(f"{place} {what} {_named(name)} ({len(names)} such); fetch or write the model again")
     return model
 
 
@@ -270,6 +305,10 @@ def load_tokenizer(place: Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"the tokenizer in {place} cannot be opened: {_first_line(error)}") from error
+
+
+def _named(tensor: str) -> str:
+    return tensor[:200] if tensor.isprintable() else f"{tensor!r:.200}"
 
 
 def _first_line(error: BaseException) -> str:

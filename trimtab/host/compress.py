@@ -36,7 +36,7 @@ from trimtab.host.offload import check_steps, open_model, save_model
 from trimtab.host.peak import peak_memory
 from trimtab.host.preflight import Preflight, check_opening, preflight
 from trimtab.host.provenance import provenance
-from trimtab.host.publish import check_target, ensure_space, recover
+from trimtab.host.publish import check_apart, check_target, ensure_space, recover
 from trimtab.host.source import history
 from trimtab.host.store import Store, held
 
@@ -90,6 +90,8 @@ def compress(
         _check_offload(asked, out)
     if out is None:
         return _carried_out(asked, None, None)[0]
+    if isinstance(model, str | Path):
+        check_apart(model, out)
     with _state(out) as folder:
         keeping = Keeping(Store(folder), fresh, checkpoint_every) if resume and isinstance(model, str | Path) else None
         if keeping is not None and keeping.is_finished(Path(out)):

@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.host import manifest
 from trimtab.host.instants import reached
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SLACK = 1 << 20
+LONGEST_NAME = 200  # bytes: 255 are allowed, and hidden siblings have longer names
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
@@ -48,6 +47,7 @@ def publish(
     partial = _sibling(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _check_alone(target)
         lock = _locked(partial)
     except OSError as error:
         raise UsageError(f"cannot write beside {target}: {error.strerror}") from error
@@ -63,6 +63,8 @@ def publish(
         shutil.rmtree(partial, ignore_errors=True)
         if is_full(error):
             raise _full(target, needs) from error
+        if isinstance(error, OSError):
+            raise TrimtabError(f"{target} could not be written: {error.strerror or error}; nothing was published") from error
         raise
     finally:
         if lock is not None:
@@ -99,13 +101,37 @@ def check_target(folder: str | Path, overwrite: bool = False) -> Path:
     target = Path(folder).expanduser().resolve()
     if not target.name:
         raise UsageError(f"{folder} is no name for a model folder")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UsageError(f"cannot write {target.name[:40]}...: a name of more than {LONGEST_NAME} bytes; choose a shorter one")
     try:
+        _check_outside(target)
         recover(target)
         if target.exists():
             _check_existing(target, overwrite)
     except OSError as error:
         raise UsageError(f"cannot write to {target}: {error.strerror}") from error
     return target
+
+
+def check_apart(source: str | Path, target: str | Path) -> None:
+    """Raises `UsageError` if a model would be written over the one that it is made from."""
+    if Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
+        raise UsageError(f"{target} is the model that is read; choose another name for the result")
+
+
+def _check_outside(target: Path) -> None:
+    """A folder inside of a model folder would make a damaged model of that one."""
+    for parent in target.parents:
+        if (parent / manifest.NAME).is_file():
+            raise UsageError(f"{target} is inside of the model folder {parent}; choose a place outside of it")
+
+
+def _check_alone(target: Path) -> None:
+    """Raises `UsageError` naming the process that writes the same folder now."""
+    for path in target.parent.glob(f".{_escaped(target.name)}.partial-*"):
+        pid = _writer(path)
+        if pid is not None and pid != os.getpid() and not _is_abandoned(path):
+            raise UsageError(f"process {pid} is writing {target}; wait for it, or choose another name")
 
 
 def _check_existing(target: Path, overwrite: bool) -> None:
@@ -122,11 +148,15 @@ def _check_existing(target: Path, overwrite: bool) -> None:
 
 def _locked(partial: Path) -> int | None:
     """Only POSIX systems can open a folder; elsewhere the process id in its name alone says that it is being written."""
-    partial.mkdir()
-    if os.name != "posix":
-        return None
-    handle = os.open(partial, os.O_RDONLY)
-    _try_lock(handle)
+    try:
+        partial.mkdir()
+        if os.name != "posix":
+            return None
+        handle = os.open(partial, os.O_RDONLY)
+        _try_lock(handle)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return handle
 
 
@@ -191,9 +221,9 @@ def _sync(path: Path) -> None:
 
 def _is_abandoned(path: Path) -> bool:
     """No living process of this system has this id, and nobody holds the lock (a process in another container might)."""
-    pid = path.name.rpartition("-")[0].rpartition("-")[2]
+    pid = _writer(path)
     # psutil: asking with signal 0, as POSIX allows, would interrupt the process on Windows.
-    if not pid.isdigit() or psutil.pid_exists(int(pid)):
+    if pid is None or psutil.pid_exists(pid):
         return False
     if os.name != "posix":
         return True
@@ -204,6 +234,12 @@ def _is_abandoned(path: Path) -> bool:
         finally:
             os.close(handle)
     return False
+
+
+def _writer(path: Path) -> int | None:
+    """The process that made a hidden sibling."""
+    pid = path.name.rpartition("-")[0].rpartition("-")[2]
+    return int(pid) if pid.isdigit() and pid.isascii() and len(pid) < 10 else None
 
 
 def _try_lock(handle: int) -> bool:
