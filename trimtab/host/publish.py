@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.host import manifest
 from trimtab.host.instants import reached
