@@ -36,11 +36,6 @@ def progress(phase: str, done: int, total: int, detail: str = "") -> None:
     print(json.dumps(told), file=sys.stderr, flush=True)
 
 
-def interrupted(*_: object) -> None:
-    print("trimtab: interrupted; nothing was left half-written", file=sys.stderr, flush=True)
-    sys.exit(130)
-
-
 def plan() -> object:
     steps = [{"method": "gptq(bits=3)", "kind": "linear", "sites": ["a", "b"], "matched": {}, "bits": 3.303}]
     return {"steps": steps, "parameters": 134_515_008, "bytes_before": 538e6, "bytes_after": 100.6e6}
@@ -58,7 +53,7 @@ def work(words: list[str], model: str) -> object:
 
 
 def main(words: list[str]) -> None:
-    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited
     command, model = words[0], words[1]
     if model == "asset:broken":
         print("a line before\ntrimtab: error: broken has no block; give another model", file=sys.stderr)
@@ -76,4 +71,8 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("trimtab: interrupted; nothing was left half-written", file=sys.stderr, flush=True)
+        sys.exit(130)

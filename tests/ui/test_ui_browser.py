@@ -56,6 +56,11 @@ class Site:
         self.window.complaints.clear()
         self.window.fetched.clear()
         self.window.open(f"http://127.0.0.1:{self.visitor.keys.port}{path}", width, dark)
+        self.loaded()
+
+    def loaded(self) -> None:
+        """Scripts have run: what is asked of the page before that is lost."""
+        self.until('document.readyState === "complete"')
 
     def js(self, script: str) -> Any:
         return self.window.evaluate(script)
@@ -113,6 +118,7 @@ def test_points_and_rows_are_the_same_results(site):
     assert set(site.js(lit)) == {"four-bit"}
     site.js('document.querySelector("circle.lit").dispatchEvent(new MouseEvent("click"))')
     assert site.until('document.querySelector("h1")?.textContent === "four-bit"')
+    site.loaded()
 
 
 def test_two_models_speak_word_by_word_and_can_be_stopped(site):
