@@ -28,7 +28,7 @@ def truncated(weight: Tensor, rank: int, root: Tensor | None = None) -> Factors:
     weight = weight.double()
     try:
         u, s, vt = torch.linalg.svd(_times(weight, root), full_matrices=False)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ArithmeticError("weight and inputs have no singular values: they are not finite or too far apart") from error
     half = s[:rank].sqrt()
     right = _undo(half[:, None] * vt[:rank], root)
