@@ -58,7 +58,7 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
 
 def _row(line: Line) -> str:
     numbers = (line[name] for name in ("cases", "refused", "taken", "fault"))
-    memory = f"{line['most_memory'] / 1e6:.0f} MB"
+    memory = f"{line['most_memory'] / 1e6:.0f} MB" if line["most_memory"] else "-"
     return _cells(line["family"], line["what"], *numbers, f"{line['slowest_seconds']:.2f} s", memory, _run(line))
 
 

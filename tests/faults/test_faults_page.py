@@ -40,4 +40,4 @@ def test_a_stale_page_is_noticed_and_written(page, tmp_path, capsys):
     assert page.main([*asked, "--check"]) == 1
     assert page.main(asked) == 0
     assert page.main([*asked, "--check"]) == 0
-    assert "| B | x | 2 | 2 | 0 | 0 |" in (tmp_path / "page.md").read_text()
+    assert "| B | x | 2 | 2 | 0 | 0 | 1.00 s | - |" in (tmp_path / "page.md").read_text()
