@@ -65,6 +65,7 @@ class Depot:
     def __init__(self, model: nn.Module, stored: dict[int, tuple[Tensor, Stored]], folder: Path):
         self.model, self.stored, self.folder = model, stored, folder
         self.pinned: set[int] = set()
+        self.read: dict[int, list[Tensor]] = {}  # by block: what is in memory because it was read
         self.path = blocks_path(model)
         for number, block in enumerate(self.blocks):
             block.register_forward_pre_hook(self._before(number))
@@ -133,12 +134,14 @@ class Depot:
         for tensor in _tensors(self.blocks[block]):
             if is_absent(tensor):
                 tensor.data = self.values(tensor)
+                self.read.setdefault(block, []).append(tensor)
 
     def _let_go(self, block: int) -> None:
         for module in self.blocks[block].modules():
             if isinstance(module, PackedLinear):
                 _ = module.weight_value  # built and checked while its tensors are there; it refers to them, and asks no more
-        for tensor in _tensors(self.blocks[block]):
+        # What was read may have been replaced since; it is still known here, and would hold its values for good.
+        for tensor in [*self.read.pop(block, []), *_tensors(self.blocks[block])]:
             if id(tensor) in self.stored:
                 tensor.data = absent(tensor.shape, tensor.dtype)
         give_back()
