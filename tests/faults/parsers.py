@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from trimtab import formats
+from trimtab.core.compiled import load as load_compiled
 from trimtab.core.errors import UsageError
 from trimtab.core.recipe import Recipe
 from trimtab.data import pack, text
@@ -31,6 +32,8 @@ from trimtab.runtime.text import Text
 from trimtab.testing.folders import tiny_folder
 from trimtab.testing.tiny import ARCHITECTURES, tiny
 from trimtab.testing.weights import examples
+
+COMPILED = ("codebook", "nm", "masked")  # what the compiled kernels check by themselves
 
 
 @dataclass(frozen=True)
@@ -187,11 +190,12 @@ def _runtime_weight(data: bytes, place: Path) -> Any:
     made = weights.Weight("here", given, folder.open_tensors(place))
     if made.kind in ("sum", "chain", "rotated"):
         return weights.parts_of(made)
-    return weights.unpacked(made)
+    return weights.linear(made) if made.kind in COMPILED else weights.unpacked(made)
 
 
-def _unpacked_specs() -> list[Any]:
-    return [spec for spec in _specs() if spec["kind"] in ("codebook", "nm", "masked", "pyramid", "sum", "chain", "rotated")]
+def _read_specs() -> list[Any]:
+    compiled = COMPILED if load_compiled()[0] is not None else ()
+    return [spec for spec in _specs() if spec["kind"] in ("pyramid", "sum", "chain", "rotated", *compiled)]
 
 
 RECIPES = [
@@ -305,7 +309,7 @@ PARSERS: dict[str, Parser] = {
     "config.json, native": Parser(_configs, _facts, 3),
     "quantization_config": Parser(lambda: [{"quant_method": "trimtab", "version": 1, "modules": MODULES}], _described),
     "spec of a weight": Parser(_specs, _spec, 4),
-    "spec of a weight, native": Parser(_unpacked_specs, _runtime_weight, 2),
+    "spec of a weight, native": Parser(_read_specs, _runtime_weight, 2),
     "recipe": Parser(_recipes, _written("r.yaml", Recipe.read), 3),
     "recipe expression": Parser(lambda: [*EXPRESSIONS], lambda data, _: Recipe.of(data.decode("utf-8", "surrogateescape")), 4),
     "text .jsonl": Parser(_items, _written("t.jsonl", lambda path: text.documents(str(path))), 2),
