@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from trimtab.core.recipe import Calibration, Recipe, Step, Where
     from trimtab.core.registry import get as method
     from trimtab.core.report import Measurement, Report
-    from trimtab.host.checkpoint import load, save
+    from trimtab.host.checkpoint import save
     from trimtab.host.compress import compress, plan
+    from trimtab.host.loading import load
     from trimtab.measure import measure as evaluate
 
 __version__ = "0.1.0"
@@ -36,7 +37,7 @@ _WHERE = {
     "Where": "core.recipe",
     "compress": "host.compress",
     "evaluate": "measure",
-    "load": "host.checkpoint",
+    "load": "host.loading",
     "method": "core.registry",
     "plan": "host.compress",
     "save": "host.checkpoint",
