@@ -93,7 +93,7 @@ def _index(methods: Sequence[type[Method]], results: Results) -> str:
 
 def _counted(card: Card, results: Results) -> str:
     statuses = [status(results.get((card.id, claim.name))) for claim in card.claims]
-    return ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "-"
+    return ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or ("baseline" if card.baseline else "-")
 
 
 def _page(method: type[Method], results: Results) -> str:
@@ -112,6 +112,8 @@ def _page(method: type[Method], results: Results) -> str:
 
 def _facts(made: Method) -> Iterator[str]:
     """What the class declares, in words."""
+    if made.card.baseline:
+        yield "A baseline: others are measured against it, and it promises nothing itself"
     if isinstance(made, LinearMethod):
         yield f"Takes {_formats(made.takes)}; gives {_formats(made.gives)}"
         yield f"Shown the outputs of the {made.carry} blocks before it"
@@ -164,12 +166,15 @@ def _steps(method: type[Method]) -> list[dict[str, Any]]:
 def _claims(card: Card, results: Results) -> Iterator[str]:
     """The columns of claims/LEDGER.md. Whether the code is older is said there alone: these pages are checked in tests."""
     found = [(claim, results.get((card.id, claim.name))) for claim in card.claims]
-    yield f"Run by `trimtab claim {card.id}`. Difference: left - right, nats per token, paired, with its 95 % interval. Measured:"
+    observed = any(claim.metric == "finding" for claim in card.claims)
+    unit, cells = ("in the unit of the finding", "block by block") if observed else ("nats per token", "paired")
+    yield f"Run by `trimtab claim {card.id}`. Difference: left - right, {unit}, {cells}, with its 95 % interval. Measured:"
     yield "when, and at which commit; `trimtab claims list` says whether the code that can change a result was changed since."
     yield ""
     yield from table(("claim", "statement", "status", *RESULTS), ((c.name, quoted(c), status(r), *numbers(r)) for c, r in found))
     yield ""
-    yield "Perplexities, what the paper reports on its scale and what was measured here on ours:"
+    what = "Findings, means over blocks" if observed else "Perplexities"
+    yield f"{what}, what the paper reports on its scale and what was measured here on ours:"
     yield ""
     yield from table(COMPARED, (compared(c, r, status(r)) for c, r in found))
     notes = [f"- {claim.name}: {claim.note}" for claim in card.claims if claim.note]

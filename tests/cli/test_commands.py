@@ -62,6 +62,18 @@ def test_compress_by_expression_restricted(trimtab, model, tmp_path):
     assert places == {f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")}
 
 
+@pytest.mark.parametrize(("goal", "least"), [(("--bits", "3.5"), 0.97), (("--size", "45%"), 0.99)])
+def test_compress_by_goal(trimtab, model, shown, tmp_path, goal, least):
+    done = trimtab("compress", model, *goal, *shown, "-o", tmp_path / "out", "--json", "-q")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    (bits,) = {step["bits"] for step in json.loads(trimtab("plan", model, *goal, "--json", "-q").stdout)["steps"]}
+    if goal[0] == "--bits":
+        assert least * 3.5 <= bits <= 3.5
+    else:
+        assert least * 0.45 <= said["bytes_after"] / said["bytes_before"] <= 0.45
+
+
 def test_overwriting_replaces_the_old_model(trimtab, model, tmp_path):
     old = tiny_folder(tmp_path / "out", num_hidden_layers=1)
     done = trimtab("compress", model, "--method", "rtn", "-o", old, "--overwrite")

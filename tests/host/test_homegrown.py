@@ -15,7 +15,7 @@ from trimtab.core.progress import Progress
 from trimtab.data import assets, text
 from trimtab.host import homegrown
 from trimtab.host.checkpoint import load
-from trimtab.host.homegrown import FAMILY, VARIANTS, Homegrown, family, grow, named, untrained
+from trimtab.host.homegrown import FAMILY, VARIANTS, Homegrown, Tuning, family, grow, named, untrained
 from trimtab.host.model_assets import model_assets, resolve_model
 from trimtab.host.outliers import Outliers
 from trimtab.host.pretrain import Course
@@ -23,6 +23,9 @@ from trimtab.host.source import history, recorded
 from trimtab.testing.tiny import tokens
 
 TINY = Homegrown(2, 32, 4, 2, 64, 300, Course(steps=10, batch=2, length=16, learning_rate=1e-2))
+
+TUNING = Tuning(Course(steps=4, batch=2, length=16, learning_rate=1e-3))
+OUTLYING = {name: way for name, way in VARIANTS.items() if isinstance(way, Outliers)}
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in text.SOURCES:
         monkeypatch.setitem(text.SOURCES, name, lambda: passages)
     monkeypatch.setitem(FAMILY, "own-2m", TINY)
+    monkeypatch.setitem(VARIANTS, "tuned", TUNING)
     monkeypatch.setattr(assets.subprocess, "run", lambda *a, **k: pytest.fail("the network was asked"))
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -129,7 +133,7 @@ def test_a_killed_training_goes_on(small_world, monkeypatch):
     assert visible(small_world) == [named("own-2m").place.name]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OUTLYING)
 def test_a_variant_says_the_same_with_other_weights(variant):
     base, changed = grow(named("own-2m")), grow(named(f"own-2m-{variant}"))
     (model, _), (other, tokenizer) = load(base), load(changed)
@@ -138,12 +142,47 @@ def test_a_variant_says_the_same_with_other_weights(variant):
     assert not torch.equal(other.model.layers[0].input_layernorm.weight, model.model.layers[0].input_layernorm.weight)
     assert tokenizer is not None
     assert history(changed).startswith(history(base))
-    assert f"by {VARIANTS[variant].factor:g} were put in" in history(changed)
+    assert f"by {OUTLYING[variant].factor:g} were put in" in history(changed)
 
 
 def test_a_variant_trains_what_it_is_made_of(small_world):
     grow(named("own-2m-outliers"))
     assert visible(small_world) == sorted(named(name).place.name for name in ("own-2m", "own-2m-outliers"))
+
+
+def test_a_tuned_model_goes_on_from_the_trained_one(small_world):
+    wanted = named("own-2m-tuned")
+    assert wanted.minutes > named("own-2m").minutes
+    phases: list[Progress] = []
+    (tuned, tokenizer), (base, _) = load(grow(wanted, phases.append)), load(grow(named("own-2m")))
+    assert [now.total for now in phases if now.phase == "train"] == [10] * 10 + [4] * 4
+    assert visible(small_world) == sorted(named(name).place.name for name in ("own-2m", "own-2m-tuned"))
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(tuned.parameters(), base.parameters(), strict=True)]
+    assert 0 < max(moved) < 4.1 * 1e-3  # AdamW moves a weight by about the learning rate in a step, at most
+    assert tokenizer is not None
+    assert history(wanted.place) == f"{history(grow(named('own-2m')))}; then trained on, on 128 tokens of asset:gsm8k"
+
+
+def test_a_killed_tuning_goes_on(small_world, monkeypatch):
+    def watch(now: Progress) -> None:
+        if now.phase == "train" and (now.done, now.total) == (3, 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grow(named("own-2m-tuned"), watch)
+    resumed, _ = load(grow(named("own-2m-tuned")))
+    monkeypatch.setenv("TRIMTAB_CACHE", str(small_world.parent / "other"))
+    straight, _ = load(grow(named("own-2m-tuned")))
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), straight.parameters(), strict=True))
+
+
+def test_any_change_of_the_tuning_is_another_model(monkeypatch):
+    places = {named("own-2m-tuned").place, named("own-2m").place}
+    others = (replace(TUNING, texts=("asset:coqa",)), replace(TUNING, course=replace(TUNING.course, seed=1)))
+    for way in others:
+        monkeypatch.setitem(VARIANTS, "tuned", way)
+        places.add(named("own-2m-tuned").place)
+    assert len(places) == 4
 
 
 def test_two_who_want_it_at_once_train_it_once(small_world):

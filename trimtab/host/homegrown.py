@@ -6,14 +6,15 @@ byte-level vocabulary of their own and a tied head, trained for minutes. Every n
 trained model lies in the cache under the digest of that description, so a changed description is another model.
 
 `own-5m-outliers` is `own-5m` with channels that stand out, `own-5m-weight-outliers` with columns of matrices that do
-(`outliers.py`); both compute exactly what `own-5m` does.
+(`outliers.py`); both compute exactly what `own-5m` does. `own-5m-tuned` is `own-5m` trained on, on problems of arithmetic: with
+it as the base, a pair from before and after fine-tuning.
 """
 
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,11 @@ class Homegrown:
 
     @property
     def minutes(self) -> float:
+        return self.minutes_of(self.course)
+
+    def minutes_of(self, course: Course) -> float:
         """A rough guess for two processor cores: six operations per parameter and token."""
-        return 6 * self.parameters * self.course.tokens / SPEED / 60
+        return 6 * self.parameters * course.tokens / SPEED / 60
 
     def config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -78,6 +82,14 @@ class Homegrown:
             eos_token_id=0,
             pad_token_id=None,
         )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a trained model is trained on with, all weights of it."""
+
+    course: Course
+    texts: tuple[str, ...] = ("asset:gsm8k",)
 
 
 @dataclass(frozen=True)
@@ -100,15 +112,18 @@ class Named:
     @property
     def place(self) -> Path:
         """The folder in the cache, there or not. Its name changes with everything that the weights depend on."""
-        outliers = asdict(VARIANTS[self.variant]) if self.variant else None
-        content = {"version": VERSION, "grown": asdict(self.grown), "outliers": outliers}
+        content = {"version": VERSION, "grown": asdict(self.grown), "outliers": None, **_spelled(self.variant)}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return cache_root() / f"{self.name}-{digest[:8]}"
 
     @property
     def minutes(self) -> float:
         """About how long `grow` would take on two processor cores; 0 where nothing has to be trained."""
-        return 0.0 if self.place.is_dir() or self.trained.place.is_dir() else self.grown.minutes
+        if self.place.is_dir():
+            return 0.0
+        way = VARIANTS.get(self.variant)
+        more = self.grown.minutes_of(way.course) if isinstance(way, Tuning) else 0.0
+        return more if self.trained.place.is_dir() else more + self.grown.minutes
 
 
 FAMILY: Mapping[str, Homegrown] = {
@@ -117,7 +132,11 @@ FAMILY: Mapping[str, Homegrown] = {
     "own-15m": Homegrown(8, 384, 6, 3, 1024, 4096, Course(steps=1900, batch=2)),
     "own-30m": Homegrown(10, 512, 8, 4, 1280, 4096, Course(steps=2500, batch=2)),
 }
-VARIANTS: Mapping[str, Outliers] = {"outliers": Outliers(exponent=4), "weight-outliers": Outliers(exponent=-4)}
+VARIANTS: Mapping[str, Outliers | Tuning] = {
+    "outliers": Outliers(exponent=4),
+    "weight-outliers": Outliers(exponent=-4),
+    "tuned": Tuning(Course(steps=400, batch=1, learning_rate=5e-4)),
+}
 
 
 def family() -> list[Named]:
@@ -140,11 +159,14 @@ def grow(wanted: Named, watch: Watcher = unwatched) -> Path:
     """
     if wanted.place.is_dir():
         return wanted.place
-    if wanted.variant:
-        return _varied(wanted, watch)
+    way = VARIANTS.get(wanted.variant)
+    if isinstance(way, Outliers):
+        return _varied(wanted, way, watch)
     # Training twice at the same time would give the same model, half as fast.
     with alone(wanted.place.with_name(f".{wanted.place.name}.lock")):
-        return wanted.place if wanted.place.is_dir() else _trained(wanted, watch)
+        if wanted.place.is_dir():
+            return wanted.place
+        return _trained(wanted, watch) if way is None else _tuned(wanted, way, watch)
 
 
 def untrained(grown: Homegrown) -> LlamaForCausalLM:
@@ -172,14 +194,37 @@ def _trained(wanted: Named, watch: Watcher) -> Path:
     watch(Progress("vocabulary", 0, 1))
     texts = [text for source in grown.texts for text in documents(source)]
     tokenizer = trained_tokenizer(texts, grown.vocabulary)
+    note = f"trained from scratch on {course.tokens:,} tokens; a small model without a history"
+    content = {"note": note, "name": wanted.name, "description": asdict(grown)}
+    return _taught(wanted, untrained(grown), tokenizer, texts, course, content, watch)
+
+
+def _tuned(wanted: Named, tuning: Tuning, watch: Watcher) -> Path:
+    base = grow(wanted.trained, watch)
+    model, tokenizer = load(base)
+    assert isinstance(model, LlamaForCausalLM)
+    assert tokenizer is not None
+    texts = [text for source in tuning.texts for text in documents(source)]
+    note = f"{history(base)}; then trained on, on {tuning.course.tokens:,} tokens of {', '.join(tuning.texts)}"
+    content = {**recorded(base), "note": note, "name": wanted.name, "tuning": asdict(tuning)}
+    return _taught(wanted, model, tokenizer, texts, tuning.course, content, watch)
+
+
+def _taught(
+    wanted: Named,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    course: Course,
+    said: Mapping[str, Any],
+    watch: Watcher,
+) -> Path:
+    """Trains and publishes. What was left by a training that was stopped lies beside the place until then."""
     stream = pack(texts, encoder(tokenizer), course.length).flatten()
     unfinished = wanted.place.with_name(f"{wanted.place.name}.training")
-    model = untrained(grown)
     done = train(model, stream, course, unfinished, watch)
     content = {
-        "note": f"trained from scratch on {course.tokens:,} tokens; a small model without a history",
-        "name": wanted.name,
-        "description": asdict(grown),
+        **said,
         "tokens": course.tokens,
         "training_loss": done.loss,
         "text_tokens": len(stream),
@@ -191,14 +236,22 @@ def _trained(wanted: Named, watch: Watcher) -> Path:
     return folder
 
 
-def _varied(wanted: Named, watch: Watcher) -> Path:
-    base, outliers = grow(wanted.trained, watch), VARIANTS[wanted.variant]
+def _varied(wanted: Named, outliers: Outliers, watch: Watcher) -> Path:
+    base = grow(wanted.trained, watch)
     model, tokenizer = load(base)
     assert isinstance(model, LlamaForCausalLM)
     inject(model, outliers)
     note = f"{history(base)}; channels that stand out by {outliers.factor:g} were put in, the function is the same"
     content = {**recorded(base), "note": note, "name": wanted.name, "outliers": asdict(outliers)}
     return cached(wanted.place.name, lambda folder: _write(model, tokenizer, folder, content))
+
+
+def _spelled(variant: str) -> dict[str, Any]:
+    """What a variant adds to the description."""
+    way = VARIANTS.get(variant)
+    if way is None:
+        return {}
+    return {"outliers" if isinstance(way, Outliers) else "tuning": asdict(way)}
 
 
 def _write(model: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path, content: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Claims are run, not believed: both sides on the same tokens, several seeds, a paired difference with its interval.
 
+Sides are recipes, compared by the losses of the same windows of text, or findings of a probe in the same blocks (`evidence`).
 A claim holds if the whole 95 % interval of left - right lies on the promised side of zero, fails if it lies on the other
 side, and is "not separable" otherwise. Nobody sets a status by hand: the ledger is appended to by runs alone and its page
 is rendered from it. A result of other code than today's, or of a claim that was worded otherwise, stays and is called that.
@@ -7,30 +8,30 @@ Code changes more often than what it computes: where today's gives both sides of
 result is carried over to it, and says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import isclose
+from types import MappingProxyType
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from trimtab.core.card import Claim
 from trimtab.core.errors import UsageError, did_you_mean
 from trimtab.core.progress import Watcher, unwatched
-from trimtab.core.recipe import Calibration, Recipe
+from trimtab.core.recipe import Calibration
 from trimtab.core.registry import get
 from trimtab.host.provenance import commit, machine
 from trimtab.measure.code_digest import digest_of
+from trimtab.measure.evidence import VALUES, gathered, modules
 from trimtab.measure.paired import PairedDifference, paired_difference
-from trimtab.measure.side_store import Ground, SideStore, kernels_used, modules_of
-from trimtab.measure.sides import Setting, Side
+from trimtab.measure.side_store import Ground, kernels_used
+from trimtab.measure.sides import Setting
 
 STATUSES = ("holds", "fails", "not separable", "not run")
 NOT_RUN = STATUSES[-1]
 OLDER = "older code"
 COMPARING = "trimtab.measure.paired"
+PROBED = 2048  # calibration tokens that a probe is shown
 SAME = 1e-12  # relative; a rounding that falls the other way moves a perplexity by far more
 QUICK = Setting(windows=8, length=256, calibration=Calibration(tokens=2048, length=256), seeds=(0,))
 
@@ -53,15 +54,18 @@ def statement(claim: Claim) -> str:
     return f"{claim.left} {claim.relation} {claim.right}"
 
 
-def setting_for(claim: Claim, standard: Setting = Setting(), **given: Any) -> Setting:
-    """The standard setting, the claim's own model and text in it, and over both what somebody asked for by name."""
+def setting_for(
+    claim: Claim, standard: Setting = Setting(), shown: Mapping[str, Any] = MappingProxyType({}), **given: Any
+) -> Setting:
+    """The standard setting, the claim's own model and text in it, and over both what somebody asked for by name.
+
+    shown: what was asked for of the calibration. Probes, which drive every block many times, are shown less by themselves.
+    """
     own = {name: value for name in ("model", "text") if (value := getattr(claim, name)) is not None}
-    return replace(standard, **{**own, **given})
-
-
-def expressions(claim: Claim) -> tuple[str | None, ...]:
-    """What has to be measured: the model as it came, left, right."""
-    return (None, claim.left, claim.right)
+    usual = standard.calibration
+    if claim.metric == "finding":
+        usual = replace(usual, tokens=min(usual.tokens, PROBED))
+    return replace(standard, **{**own, **given, "calibration": replace(usual, **shown)})
 
 
 def run_claim(
@@ -69,9 +73,9 @@ def run_claim(
 ) -> dict[str, Any]:
     """Both sides, measured or remembered, as a line for the ledger. Nothing is written there."""
     setting = setting or setting_for(claim)
-    store = SideStore(setting, ground or Ground.of(setting, watch))
-    (base,), left, right = store.sides(expressions(claim), watch)
-    found = paired_difference(_cells(left), _cells(right))
+    ground = ground or Ground.of(setting, watch)
+    evidence = gathered(claim, setting, ground, watch)
+    found = paired_difference(evidence.left, evidence.right)
     return {
         "method": method,
         "claim": claim.name,
@@ -79,18 +83,13 @@ def run_claim(
         "difference": found.difference,
         "low": found.low,
         "high": found.high,
-        "unit": "nats per token, left - right",
+        "unit": evidence.unit,
         "n": found.n,
         "seeds": list(setting.seeds),
         "statement": statement(claim),
-        "left_ppl": [perplexity_of(side) for side in left],
-        "right_ppl": [perplexity_of(side) for side in right],
-        "base_ppl": perplexity_of(base),
-        "left_bits": left[0].bits,
-        "right_bits": right[0].bits,
-        "seconds": round(sum(side.seconds for side in (*left, *right)), 1),
+        **evidence.said,
         "model": setting.model,
-        "setting": {**asdict(setting), "model_history": store.ground.history},
+        "setting": {**asdict(setting), "model_history": ground.history},
         "code": code_for(claim),
         "commit": commit(),
         "machine": {**machine(), "kernels": kernels_used()},
@@ -113,12 +112,10 @@ def check_claim(
     if line["statement"] != statement(claim):
         raise UsageError(f"{method}/{claim.name} reads otherwise now; run it again")
     first = replace(setting, seeds=setting.seeds[:1])
-    store = SideStore(first, ground or Ground.of(first, watch))
-    sides = store.sides((claim.left, claim.right), watch)
-    for name, (found,) in zip(("left_ppl", "right_ppl"), sides, strict=True):
-        before, now = line[name][0], perplexity_of(found)
+    said = gathered(claim, first, ground or Ground.of(first, watch), watch, base=False).said
+    for name, side in zip(VALUES[claim.metric], (claim.left, claim.right), strict=True):
+        before, now = line[name][0], said[name][0]
         if not isclose(now, before, rel_tol=SAME):
-            side = claim.left if name == "left_ppl" else claim.right
             raise UsageError(f"{side}, seed {first.seeds[0]}, was {before:.6g} and is {now:.6g} now; run the claim again")
     checked = {"commit": commit(), "date": _today(), "seed": first.seeds[0]}
     return {**line, "code": code_for(claim), "checked": checked}
@@ -147,17 +144,8 @@ def age(claim: Claim, line: Mapping[str, Any]) -> str:
 
 def code_for(claim: Claim) -> str:
     """Digest of the code that can change the claim's result: what measures the sides, and what compares them."""
-    return digest_of([*modules_of((Recipe.of(claim.left), Recipe.of(claim.right))), COMPARING])
-
-
-def perplexity_of(side: Side) -> float:
-    return float(side.losses.mean().exp())
+    return digest_of([*modules(claim), COMPARING])
 
 
 def _today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
-
-
-def _cells(sides: Sequence[Side]) -> Tensor:
-    """[seeds, windows]"""
-    return torch.stack([side.losses for side in sides])

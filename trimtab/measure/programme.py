@@ -16,8 +16,9 @@ from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.registry import ids, room
 from trimtab.host.processes import running
 from trimtab.measure.claim_worker import task_of
-from trimtab.measure.claims import age, claims_of, expressions, find_claim
-from trimtab.measure.side_store import SIDES, Ground, SideStore
+from trimtab.measure.claims import age, claims_of, find_claim
+from trimtab.measure.evidence import missing
+from trimtab.measure.side_store import SIDES, Ground
 from trimtab.measure.sides import Setting
 
 WORKER = "trimtab.measure.claim_worker"
@@ -103,8 +104,8 @@ def run_programme(
         watch(Progress("open", number, len(tasks), task.setting.model))
         try:
             ground = _ground(task.setting, grounds, watch)
-            sides = expressions(task.claim)[task.earlier is not None :]  # the model itself is not measured again
-            ready.append(Ready(task, ground, SideStore(task.measured, ground).missing(sides)))
+            afresh = task.earlier is None  # else the model itself is not measured again
+            ready.append(Ready(task, ground, missing(task.claim, task.measured, ground, afresh)))
         except TrimtabError as error:
             heard(Outcome(task, None, str(error)))
     if ready:

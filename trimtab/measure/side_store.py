@@ -91,7 +91,7 @@ class SideStore:
     def sides(self, expressions: Sequence[Expression], watch: Watcher = unwatched) -> list[list[Side]]:
         """For each expression one side per seed, all of the same windows; a single one for None."""
         wanted = [self._recipes(expression) for expression in expressions]
-        counted = _counting(watch, sum(map(len, wanted)))
+        counted = counting(watch, sum(map(len, wanted)))
         found: dict[int, list[Side]] = {}
         # What another process is measuring right now comes last.
         for number in sorted(range(len(wanted)), key=lambda n: is_taken(self._lock(wanted[n][0]))):
@@ -153,7 +153,7 @@ class SideStore:
         return cache_root() / "measured" / "locks" / hashlib.sha256(key.encode()).hexdigest()
 
 
-def _counting(watch: Watcher, total: int) -> Watcher:
+def counting(watch: Watcher, total: int) -> Watcher:
     """Passes everything on; a finished side becomes one more of all of them."""
     done = 0
 

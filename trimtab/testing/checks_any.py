@@ -11,11 +11,12 @@ from typing import Any, get_args
 import yaml
 
 from trimtab.core import registry
-from trimtab.core.card import Fidelity
+from trimtab.core.card import Claim, Fidelity
 from trimtab.core.errors import UsageError
 from trimtab.core.expression import make
 from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, Method, ProbeMethod
 from trimtab.core.knobs import Knob, knobs
+from trimtab.core.observed import Observed
 from trimtab.core.recipe import Recipe, Step
 from trimtab.testing.problems import expect
 
@@ -83,10 +84,9 @@ def has_claims_that_can_be_run(method: type[Any]) -> None:
     names = [claim.name for claim in method.card.claims]
     expect(len(set(names)) == len(names), f"two claims have one name: {names}")
     for claim in method.card.claims:
-        sides = Recipe.of(claim.left), Recipe.of(claim.right)
-        used = {m.card.id for side in sides for step in side.steps for m in (step.method, step.by) if m is not None}
-        expect(method.card.id in used, f"the claim {claim.name!r} is not about {method.card.id}")
-        expect(sides[0] != sides[1], f"both sides of the claim {claim.name!r} are the same recipe")
+        expect(method.card.id in _claimed(claim), f"the claim {claim.name!r} is not about {method.card.id}")
+        sides = _side(claim, claim.left), _side(claim, claim.right)
+        expect(sides[0] != sides[1], f"both sides of the claim {claim.name!r} are the same")
 
 
 def has_a_module_docstring(method: type[Any]) -> None:
@@ -104,6 +104,18 @@ def uses_every_field(method: type[Any]) -> None:
     read |= {name for kind, names in READ_BY_ENGINE.items() if issubclass(method, kind) for name in names}
     for f in fields(method):
         expect(f.name in read, f"the field {f.name} is never read; take it out")
+
+
+def _side(claim: Claim, text: str) -> Recipe | Observed:
+    return Observed.of(text) if claim.metric == "finding" else Recipe.of(text)
+
+
+def _claimed(claim: Claim) -> set[str]:
+    """The ids of all methods that a claim is about."""
+    found: list[Method | None] = []
+    for side in (_side(claim, claim.left), _side(claim, claim.right)):
+        found += [side.probe] if isinstance(side, Observed) else [m for step in side.steps for m in (step.method, step.by)]
+    return {method.card.id for method in found if method is not None}
 
 
 def _step(method: type[Any]) -> Step:

@@ -25,6 +25,7 @@ class Svd(LinearMethod):
         paper="doi:10.1007/BF02288367",
         fidelity="exact",
         beside=("svd_llm",),
+        baseline=True,
     )
     takes: ClassVar = (Dense,)
     gives: ClassVar = (Chain,)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import Finding, ProbeMethod, Subject
 from trimtab.core.knobs import choice, count
 from trimtab.core.places import Role, Site
@@ -35,6 +35,34 @@ class DepthEfficiency(ProbeMethod):
         paper="arXiv:2505.13898",
         fidelity="exact",
         beside=("shortgpt", "update_geometry"),
+        claims=(
+            Claim(
+                "second-half-adds-less",
+                "depth_efficiency: adds, second half",
+                "<",
+                "depth_efficiency: adds, first half",
+                metric="finding",
+                published="smaller contributions relative to the stream in the second half, Llama 3.1, Qwen 3 and OLMo 2 models",
+                note="block i of either half; the first block starts from the embedding and adds many times of it",
+            ),
+            Claim(
+                "late-blocks-matter-less-to-later-ones",
+                "depth_efficiency: later median, second half",
+                "<",
+                "depth_efficiency: later median, first half",
+                metric="finding",
+                published="skipping late blocks perturbs later computations less, same models",
+                note="block i of either half; the last block has none behind it",
+            ),
+            Claim(
+                "late-blocks-matter-less-to-predictions",
+                "depth_efficiency: skip KL, second half",
+                "<",
+                "depth_efficiency: skip KL, first half",
+                metric="finding",
+                note="block i of either half",
+            ),
+        ),
     )
 
     positions: int = count("positions per window whose predictions are compared", 64)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import Finding, ProbeMethod, Subject
 from trimtab.core.knobs import number
 from trimtab.tensors.spectrum import effective_rank, singular_values
@@ -29,6 +29,16 @@ class FeatureSpectrum(ProbeMethod):
         paper="arXiv:2403.11391",
         fidelity="variant",
         beside=("top_singular", "depth_efficiency"),
+        claims=(
+            Claim(
+                "spread-is-larger-before-the-head",
+                "feature_spectrum: spread before",
+                ">",
+                "feature_spectrum: spread after",
+                metric="finding",
+                note="the final norm in the place of a head, behind every block; the paper is about contrastive training",
+            ),
+        ),
     )
 
     floor: float = number("singular values below this fraction of the largest are left out of the power", 1e-4, 1e-7, 1.0)

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import Finding, ProbeMethod, Subject
 from trimtab.core.knobs import rate
@@ -33,6 +33,25 @@ class LoraLimits(ProbeMethod):
         title="Computational Limits of Low-Rank Adaptation for Transformer-Based Models",
         paper="arXiv:2406.03136",
         fidelity="reconstructed",
+        claims=(
+            Claim(
+                "no-head-is-below-the-threshold",
+                "lora_limits: Gamma least",
+                ">",
+                "1",
+                metric="finding",
+                published="a theorem with a threshold, no models measured",
+                note="of every block the head that is nearest to the fast regime, in units of sqrt(log L)",
+            ),
+            Claim(
+                "polynomials-cost-more-than-attention",
+                "lora_limits: features/L",
+                ">",
+                "0",
+                metric="finding",
+                note="of every block the cheapest head, log10 of features over tokens; at 0 exact attention costs as much",
+            ),
+        ),
     )
 
     error: float = rate("relative error allowed in every entry of exp", 0.01, 1e-12, 1.0)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import Finding, ProbeMethod, Subject
 from trimtab.core.knobs import number
 from trimtab.core.report import Measurement
@@ -30,6 +30,25 @@ class Outliers(ProbeMethod):
         paper="arXiv:2402.17762",
         fidelity="exact",
         beside=("quarot", "sensitivity"),
+        claims=(
+            Claim(
+                "the-largest-sit-at-the-first-token",
+                "outliers: max/median first too",
+                ">",
+                "outliers: max/median",
+                metric="finding",
+                published="at the starting token, and at few others, in LLaMA2, Mistral, Phi-2 and others",
+            ),
+            Claim(
+                "there-are-massive-activations",
+                "outliers: massive",
+                ">",
+                "0",
+                metric="finding",
+                published="in most blocks of LLaMA2, Mistral, Phi-2 and others, never many",
+                note="above 100 and 1000 medians at once, per window",
+            ),
+        ),
     )
 
     size: float = number("a massive activation is larger than this", 100.0, 0.0)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import Finding, ProbeMethod, Subject
 from trimtab.core.knobs import count
 from trimtab.core.places import Role, Site
@@ -31,6 +31,24 @@ class Sensitivity(ProbeMethod):
         paper="folklore",
         fidelity="variant",
         beside=("rtn", "layerwise_quant"),
+        claims=(
+            Claim(
+                "early-blocks-are-more-sensitive",
+                "sensitivity: KL, first half",
+                ">",
+                "sensitivity: KL, second half",
+                metric="finding",
+                note="what goes wrong early passes through all blocks behind it; block i of either half",
+            ),
+            Claim(
+                "a-bit-less-moves-predictions-more",
+                "sensitivity(bits=3): KL",
+                ">",
+                "sensitivity: KL",
+                metric="finding",
+                note="3 bits against 4, the same blocks; says that single blocks can be told apart from noise",
+            ),
+        ),
     )
 
     bits: int = count("bits per code", 4, 2, 12)

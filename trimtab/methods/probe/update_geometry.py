@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.errors import DataError
 from trimtab.core.kinds import Finding, ProbeMethod, Subject
 from trimtab.core.knobs import choice, count, number
@@ -45,6 +45,33 @@ class UpdateGeometry(ProbeMethod):
         paper="arXiv:2604.02459",
         fidelity="reconstructed",
         beside=("depth_efficiency", "shortgpt"),
+        claims=(
+            Claim(
+                "updates-follow-the-token",
+                "update_geometry: cos(u,t)",
+                ">",
+                "update_geometry: cos(u,r)",
+                metric="finding",
+                published="close to 1 against far less",
+            ),
+            Claim(
+                "updates-are-nearly-tokenwise",
+                "update_geometry: cos(u,t)",
+                ">",
+                "0.9",
+                metric="finding",
+                note="how near to 1 it would have to be in a small model",
+            ),
+            Claim(
+                "what-is-left-is-what-matters",
+                "update_geometry: Spearman",
+                ">",
+                "0.5",
+                metric="finding",
+                published="above 0.7 for most layers, up to 0.95 in larger models",
+                note="weaker than published, as the model is small",
+            ),
+        ),
     )
 
     tokenwise: str = choice("the class of maps that is put in the block's place", "low_rank", CLASSES)

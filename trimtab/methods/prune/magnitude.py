@@ -24,6 +24,7 @@ class Magnitude(LinearMethod):
         paper="arXiv:1506.02626",
         fidelity="variant",
         beside=("wanda", "sparsegpt"),
+        baseline=True,
     )
     takes: ClassVar = (Dense, Masked)
     gives: ClassVar = (Masked,)

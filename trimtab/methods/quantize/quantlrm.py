@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Original, Reference, ScaleMethod, Seen
 from trimtab.core.knobs import count, flag, model, number
 from trimtab.core.places import Fold, Role, Site
@@ -28,6 +28,7 @@ from trimtab.tensors.middle import spread
 from trimtab.tensors.scaling import Rounding, power, search
 
 STEPS = 20
+PAIR = "the pair is small: 5 million parameters, 1.3 million tokens of passages, then 0.2 million of arithmetic"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,36 @@ class QuantLRM(ScaleMethod):
         paper="arXiv:2602.02581",
         fidelity="variant",
         beside=("awq", "awq_clip"),
+        claims=(
+            Claim(
+                "helps-rtn-at-3-bit",
+                "quantlrm(base='asset:own-5m', bits=3) -> rtn(bits=3)",
+                "<",
+                "rtn(bits=3)",
+                note=PAIR,
+                model="asset:own-5m-tuned",
+                text="asset:gsm8k-rest",
+            ),
+            Claim(
+                "beats-awq-at-3-bit",
+                "quantlrm(base='asset:own-5m', bits=3) -> awq_clip(bits=3)",
+                "<",
+                "awq(bits=3) -> awq_clip(bits=3)",
+                published="6.55 % better task scores on average after reinforcement learning, reasoning models, groups of 128",
+                note=f"{PAIR}; both with the clipping of awq, as published",
+                model="asset:own-5m-tuned",
+                text="asset:gsm8k-rest",
+            ),
+            Claim(
+                "ends-beat-the-middle-at-3-bit",
+                "quantlrm(base='asset:own-5m', bits=3) -> rtn(bits=3)",
+                "<",
+                "quantlrm(base='asset:own-5m', bits=3, ends=0.1) -> rtn(bits=3)",
+                note=f"{PAIR}; protected is what changed least and most, against what changed by the median",
+                model="asset:own-5m-tuned",
+                text="asset:gsm8k-rest",
+            ),
+        ),
     )
     needs: ClassVar = (Gram, Reference, Original)
 

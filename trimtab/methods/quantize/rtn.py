@@ -25,6 +25,7 @@ class Rtn(LinearMethod):
         paper="folklore; defined as the baseline in arXiv:2210.17323",
         fidelity="exact",
         beside=("gptq", "hlq"),
+        baseline=True,
     )
     takes: ClassVar = (Dense, Masked)
     gives: ClassVar = (Grouped,)

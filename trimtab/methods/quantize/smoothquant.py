@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, ScaleMethod, Seen
 from trimtab.core.knobs import flag, rate
 from trimtab.core.places import Fold, Gain, Site
@@ -31,6 +31,23 @@ class SmoothQuant(ScaleMethod):
         paper="arXiv:2211.10438",
         fidelity="exact",
         beside=("awq",),
+        claims=(
+            Claim(
+                "helps-rtn-at-3-bit",
+                "smoothquant -> rtn(bits=3)",
+                "<",
+                "rtn(bits=3)",
+                note="published for rounded activations and weights; here the weights alone are rounded",
+            ),
+            Claim(
+                "helps-rtn-where-channels-stand-out",
+                "smoothquant -> rtn(bits=3, clip=True)",
+                "<",
+                "rtn(bits=3, clip=True)",
+                note="what makes activations hard to round makes the columns they meet small, and equal again here",
+                model="asset:own-5m-outliers",
+            ),
+        ),
     )
     needs: ClassVar = (AbsMax,)
 
