@@ -9,7 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import oneshot
 from results import gate, page
+
+from trimtab.core.recipe import Recipe
 
 
 def judged(perplexity: float = 40.0, levels: int = 8) -> dict[str, Any]:
@@ -111,3 +114,25 @@ def test_a_disturbed_run_is_named() -> None:
 def test_only_the_last_session_is_shown() -> None:
     text = page([*changed(0, session="before", side="old side"), *LINES])
     assert "old side" not in text
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("recipe", oneshot.SAME_BITS)
+def test_recipes_of_the_table_can_be_read(recipe, bits):
+    assert Recipe.of(recipe.format(bits=bits)).steps
+
+
+def shot(recipe: str, perplexity: float) -> dict[str, Any]:
+    losses = [perplexity, perplexity + 1, perplexity + 3]
+    setting = {**dict.fromkeys(("windows", "length", "shown", "judged_windows", "judged", "seed", "threads", "model"), 1)}
+    cost = {"seconds": 2.0, "processor": 3.0, "peak": 4e6}
+    found = {"perplexity": perplexity, "stderr": 0.5, "losses": losses, "stored_bits": 2.289, **cost}
+    return {"bits": 2, "recipe": recipe, **found, "setting": {**setting, "history": None}}
+
+
+def test_table_of_one_shot_methods_is_ordered_and_paired():
+    told = oneshot.page([shot("rtn(bits=2)", 9.0), shot("gptq(bits=2, clip=True)", 7.0)])
+    rows = [row for row in told.splitlines() if row.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == ["gptq(bits=2, clip=True)", "rtn(bits=2)"]
+    assert "+2.000 (+2.000 to +2.000)" in rows[1]
+    assert "| 2.289 | 7.00 ± 0.50 |  | 2 | 3 | 4 |" in rows[0]

@@ -57,6 +57,13 @@ Matrix dense(const Flat& weight, const std::string& dtype, int64_t out, int64_t 
   return Matrix::dense(w, store, out, in);
 }
 
+Matrix bfloats(const Flat& weight, const std::string& dtype, int64_t out, int64_t in) {
+  const Bytes w = bytes(weight);
+  const Store store = plain(dtype);
+  const nb::gil_scoped_release unlocked;
+  return Matrix::bfloats(w, store, out, in);
+}
+
 Matrix rounded(const Flat& weight, const std::string& dtype, int64_t out, int64_t in, int64_t bits, int64_t group_size) {
   const Bytes w = bytes(weight);
   const Store store = plain(dtype);
@@ -123,6 +130,7 @@ NB_MODULE(trimtab_native, module) {
       .def_static("bitplanes", bitplanes, nb::arg("planes").noconvert(), nb::arg("scale").noconvert(),
                   nb::arg("offset").noconvert(), nb::arg("out"), nb::arg("inputs"), nb::arg("count"), nb::arg("group_size"))
       .def_static("dense", dense, nb::arg("weight").noconvert(), nb::arg("dtype"), nb::arg("out"), nb::arg("inputs"))
+      .def_static("bfloats", bfloats, nb::arg("weight").noconvert(), nb::arg("dtype"), nb::arg("out"), nb::arg("inputs"))
       .def_static("rounded", rounded, nb::arg("weight").noconvert(), nb::arg("dtype"), nb::arg("out"), nb::arg("inputs"),
                   nb::arg("bits"), nb::arg("group_size"))
       .def_prop_ro("shape", [](const Matrix& m) { return nb::make_tuple(m.tiles().out, m.tiles().in); })

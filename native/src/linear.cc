@@ -1,5 +1,6 @@
 #include "trimtab/linear.h"
 
+#include <cstring>
 #include <stdexcept>
 
 #include "trimtab/pool.h"
@@ -40,13 +41,27 @@ Workspace& workspace() {
   return space;
 }
 
-struct Parts {
-  int64_t q, blocks, groups;  // bytes
+// Whether tables of 64 bytes can be looked up at once.
+bool has_tables() {
+#if defined(TRIMTAB_X86)
+  static const bool there = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512vbmi") != 0;
+  }();
+  return there;
+#else
+  return false;
+#endif
+}
 
-  Parts(const Batch& b, int64_t groups)
+struct Parts {
+  int64_t q, blocks, groups, tables;  // bytes
+
+  Parts(const Tiles& m, const Batch& b, int64_t groups)
       : q(ceil_to(b.tokens * b.digits * b.width, kVector)),
         blocks(ceil_to(b.tokens * groups * b.blocks * 4, kVector)),
-        groups(ceil_to(b.tokens * groups * 4, kVector)) {}
+        groups(ceil_to(b.tokens * groups * 4, kVector)),
+        tables(planes(m) && b.tokens == 1 && has_tables() ? b.width * 8 : 0) {}
 };
 
 Batch sized(const Tiles& m, int64_t tokens, int digits) {
@@ -55,27 +70,60 @@ Batch sized(const Tiles& m, int64_t tokens, int digits) {
   b.digits = digits;
   b.width = m.groups * m.padded;
   b.blocks = ceil_to(m.padded, kBlock) / kBlock;
+  if (m.store == Store::bfloat16) b.width = ceil_to(m.in, 2);
   return b;
+}
+
+// Whether this product can be taken from bfloat16 activations without rounding them.
+bool as_bfloats([[maybe_unused]] const Tiles& m, [[maybe_unused]] const float* x, [[maybe_unused]] int64_t tokens,
+                [[maybe_unused]] const Kernels& k) {
+#if defined(TRIMTAB_X86)
+  if (m.store != Store::bfloat16 || tokens < 2 || m.tiles < 3) return false;
+  if (!k.bfloats || !__builtin_cpu_supports("avx512bf16")) return false;
+  for (int64_t t = 0; t < tokens; ++t) {
+    uint32_t lost = 0;
+    for (int64_t i = 0; i < m.in; ++i) {
+      uint32_t word;
+      std::memcpy(&word, x + t * m.in + i, 4);
+      lost |= word & 0xffff;
+    }
+    if (lost) return false;
+  }
+  return true;
+#else
+  return false;
+#endif
 }
 
 }  // namespace
 
 int64_t fast_scratch(const Tiles& m, int64_t tokens) {
-  return tokens == 1 ? 0 : ceil_to(kSheaf * m.groups * m.parts * m.padded * kRows, kVector);
+  if (tokens == 1) return 0;
+  if (m.store != Store::codes) return kSheaf * kRows * ceil_to(tokens < kFlock ? tokens : kFlock, kWidestBundle) * 4;
+  const int64_t groups = panel_groups(m) < m.groups ? panel_groups(m) : m.groups;
+  return kSheaf * kRows * (groups * m.parts * m.padded + (tokens < kFlock ? tokens : kFlock) * 4);
 }
 
 int64_t batch_bytes(const Tiles& m, int64_t tokens, int digits) {
-  const Parts parts(sized(m, tokens, digits), m.groups);
-  return parts.q + 2 * parts.blocks + parts.groups;
+  if (m.store == Store::bfloat16) return ceil_to(tokens, kWidestBundle) * ceil_to(m.in, 2) * 2;
+  const Parts parts(m, sized(m, tokens, digits), m.groups);
+  return parts.q + 3 * parts.blocks + parts.groups + parts.tables;
 }
 
 Batch lay_out(const Tiles& m, int64_t tokens, int digits, uint8_t* memory) {
   Batch b = sized(m, tokens, digits);
-  const Parts parts(b, m.groups);
+  if (m.store == Store::bfloat16) {
+    b.q = reinterpret_cast<const int8_t*>(memory);
+    return b;
+  }
+  const Parts parts(m, b, m.groups);
   b.q = reinterpret_cast<const int8_t*>(memory);
   b.scale = reinterpret_cast<const float*>(memory += parts.q);
   b.block_sum = reinterpret_cast<const int32_t*>(memory += parts.blocks);
-  b.group_sum = reinterpret_cast<const float*>(memory + parts.blocks);
+  b.group_sum = reinterpret_cast<const float*>(memory += parts.blocks);
+  if (!parts.tables) return b;
+  b.tables = memory += parts.groups;
+  b.block_half = reinterpret_cast<const int32_t*>(memory + parts.tables);
   return b;
 }
 
@@ -115,16 +163,16 @@ void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* b
   if (threads > cores()) threads = cores();
   Pool& pool = Pool::shared();
   Workspace& space = workspace();
-  const bool exact = activations == Activations::exact || m.store != Store::codes;
-  const int64_t each = exact ? exact_scratch(tokens) : fast_scratch(m, tokens);
+  const bool floats = m.store == Store::codes ? activations == Activations::exact : !as_bfloats(m, x, tokens, k);
+  const int64_t each = floats ? exact_scratch(tokens) : fast_scratch(m, tokens);
   space.scratch.grow(static_cast<std::size_t>(each * threads));
   uint8_t* const scratch = space.scratch.data();
   // Small chunks, so that a thread that is held up holds up little; whole sheaves where tiles are unpacked together.
   int64_t chunk = m.tiles / (threads * 8);
-  if (!exact && tokens > 1) chunk = chunk / kSheaf * kSheaf;
-  if (chunk < 1) chunk = !exact && tokens > 1 ? kSheaf : 1;
+  if (!floats && tokens > 1) chunk = chunk / kSheaf * kSheaf;
+  if (chunk < 1) chunk = !floats && tokens > 1 ? kSheaf : 1;
 
-  if (exact) {
+  if (floats) {
     pool.run(threads, m.tiles, chunk, [&](int64_t begin, int64_t end, int worker) {
       k.exact(m, x, tokens, bias, y, begin, end, scratch + worker * each);
     });

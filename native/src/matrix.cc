@@ -157,6 +157,13 @@ struct Repack {
            (group % tiles.super * kRows + row % kRows) * size;
   }
 
+  uint8_t* plain(int64_t row, int64_t column) const {
+    uint8_t* const tile = data + row / kRows * tiles.tile_bytes;
+    const int64_t r = row % kRows;
+    if (tiles.store == Store::bfloat16) return tile + column / 2 * kVector + r * 4 + column % 2 * 2;
+    return tile + (column * kRows + r) * (tiles.store == Store::float32 ? 4 : 2);
+  }
+
   // One row of one part: codes [in].
   void row(int64_t row, int64_t part, const uint8_t* values) const {
     const int64_t granule = granule_of(tiles.bits), bytes = granule * 2 * tiles.bits;
@@ -295,6 +302,15 @@ Matrix Matrix::bitplanes(Bytes planes, Bytes scale, Bytes offset, int64_t out, i
   return made;
 }
 
+void Matrix::lay_out_plain(Store store) {
+  Tiles& t = tiles_;
+  t.store = store;
+  t.tiles = ceil_to(t.out, kRows) / kRows;
+  t.tile_bytes = ceil_to(ceil_to(t.in, store == Store::bfloat16 ? 2 : 1) * kRows * (store == Store::float32 ? 4 : 2), kVector);
+  allocate();
+  std::memset(memory_.data(), 0, static_cast<std::size_t>(bytes()));
+}
+
 Matrix Matrix::dense(Bytes weight, Store store, int64_t out, int64_t in) {
   check_shape(out, in);
   if (store == Store::codes) refuse("dense holds float32, float16 or bfloat16");
@@ -302,19 +318,37 @@ Matrix Matrix::dense(Bytes weight, Store store, int64_t out, int64_t in) {
   check_size("weight", weight, {out, in, each});
 
   Matrix made;
-  Tiles& t = made.tiles_;
-  t.store = store;
-  t.out = out;
-  t.in = in;
-  t.tiles = ceil_to(out, kRows) / kRows;
-  t.tile_bytes = ceil_to(in * kRows * each, kVector);
-  made.allocate();
-  std::memset(made.memory_.data(), 0, static_cast<std::size_t>(made.bytes()));
-  for_each_row(t, [&](int64_t row, uint8_t*) {
+  made.tiles_.out = out;
+  made.tiles_.in = in;
+  made.lay_out_plain(store);
+  const Repack to{made.tiles_, made.memory_.data()};
+  for_each_row(made.tiles_, [&](int64_t row, uint8_t*) {
     const uint8_t* const from = at(weight, row * in * each);
-    uint8_t* const to = made.memory_.data() + row / kRows * t.tile_bytes + row % kRows * each;
-    for (int64_t c = 0; c < in; ++c) std::memcpy(to + c * kRows * each, from + c * each, static_cast<std::size_t>(each));
+    for (int64_t c = 0; c < in; ++c) std::memcpy(to.plain(row, c), from + c * each, static_cast<std::size_t>(each));
   });
+  return made;
+}
+
+Matrix Matrix::bfloats(Bytes weight, Store store, int64_t out, int64_t in) {
+  check_shape(out, in);
+  if (store == Store::codes) refuse("only float32, float16 and bfloat16 can be rounded");
+  check_size("weight", weight, {out, in, store == Store::float32 ? 4 : 2});
+
+  Matrix made;
+  made.tiles_.out = out;
+  made.tiles_.in = in;
+  made.lay_out_plain(Store::bfloat16);
+  const Repack to{made.tiles_, made.memory_.data()};
+  std::atomic<bool> finite{true};
+  for_each_row(made.tiles_, [&](int64_t row, uint8_t*) {
+    for (int64_t c = 0; c < in; ++c) {
+      const uint32_t bits = bits_of(stored(static_cast<const uint8_t*>(weight.data), row * in + c, store));
+      const auto rounded = static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+      if ((rounded & 0x7f80u) == 0x7f80u || (bits & 0x7f800000u) == 0x7f800000u) finite = false;
+      std::memcpy(to.plain(row, c), &rounded, 2);
+    }
+  });
+  if (!finite) refuse("weight has values that are not finite numbers, or beyond what bfloat16 holds");
   return made;
 }
 

@@ -67,7 +67,8 @@ class Group {
     int integers = -1;
     if (activations_ != Activations::exact && matrix.store == Store::codes) {
       const auto same = [&](const Integers& i) {
-        return i.input == index && i.layout->group == matrix.group && i.layout->padded == matrix.padded;
+        return i.input == index && i.layout->group == matrix.group && i.layout->padded == matrix.padded &&
+               planes(*i.layout) == planes(matrix);
       };
       const auto form = std::find_if(step.integers.begin(), step.integers.end(), same);
       integers = static_cast<int>(form - step.integers.begin());

@@ -1,5 +1,6 @@
 // The kernels against a reference in double precision that reads the file's own bits, without Python: made to run under
 // sanitizers. Inputs lie in allocations of exactly their size, outputs between guards, so that every byte too many is seen.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -160,6 +161,14 @@ void check(Random& random, const Case& c, int64_t tokens, const Kernels& k, Acti
   const int64_t out = c.matrix.tiles().out, in = c.matrix.tiles().in, guard = 40;
   std::unique_ptr<float[]> x(new float[static_cast<std::size_t>(tokens * in)]), bias(new float[static_cast<std::size_t>(out)]);
   for (int64_t i = 0; i < tokens * in; ++i) x[i] = std::normal_distribution<float>()(random);
+  if (c.matrix.tiles().store == Store::bfloat16 && draw(random, 0, 1)) {  // numbers that are bfloat16 themselves go another way
+    for (int64_t i = 0; i < tokens * in; ++i) {
+      uint32_t word;
+      std::memcpy(&word, &x[i], 4);
+      word &= 0xffff0000u;
+      std::memcpy(&x[i], &word, 4);
+    }
+  }
   for (int64_t i = 0; i < out; ++i) bias[i] = std::normal_distribution<float>()(random);
   std::vector<float> y(static_cast<std::size_t>(tokens * out + 2 * guard), std::nanf(""));
   linear(c.matrix, x.get(), tokens, with_bias ? bias.get() : nullptr, y.data() + guard, activations, k, threads);
@@ -207,6 +216,27 @@ void products(Random& random, int rounds) {
   }
 }
 
+// float32 becomes the nearest bfloat16; one token that is 1 at a column reads it back.
+void narrowed(Random& random) {
+  const int64_t out = draw(random, 1, 40), in = draw(random, 1, 40);
+  std::vector<float> weight(static_cast<std::size_t>(out * in)), x(static_cast<std::size_t>(in)), y(static_cast<std::size_t>(out));
+  for (float& w : weight) w = std::normal_distribution<float>()(random);
+  const Bytes bytes{weight.data(), out * in * 4};
+  const Matrix matrix = Matrix::bfloats(bytes, Store::float32, out, in);
+  for (int64_t c = 0; c < in; ++c) {
+    std::fill(x.begin(), x.end(), 0.0f);
+    x[static_cast<std::size_t>(c)] = 1;
+    linear(matrix, x.data(), 1, nullptr, y.data(), Activations::exact, kernels(""), 1);
+    for (int64_t r = 0; r < out; ++r) {
+      const double w = weight[static_cast<std::size_t>(r * in + c)];
+      const double unit = std::ldexp(1.0, std::ilogb(w) - 7);
+      expect(y[static_cast<std::size_t>(r)] == static_cast<float>(std::nearbyint(w / unit) * unit), "the nearest bfloat16");
+    }
+  }
+  weight[0] = draw(random, 0, 1) ? 3.4e38f : NAN;
+  refused("what bfloat16 cannot hold", [&] { Matrix::bfloats(bytes, Store::float32, out, in); });
+}
+
 // Sizes that lie: nothing may be read.
 void damaged() {
   const Exact few(7);
@@ -227,6 +257,7 @@ void damaged() {
   refused("huge", [&] { Matrix::grouped(b, b, none, huge, huge, 8, 1); });
   refused("huge planes", [&] { Matrix::bitplanes(b, b, b, huge, huge, 8, 1); });
   refused("huge floats", [&] { Matrix::dense(b, Store::float32, huge, huge); });
+  refused("short bfloats", [&] { Matrix::bfloats(b, Store::float32, 2, 2); });
   refused("group that does not divide", [&] { Matrix::grouped(b, b, none, 4, 64, 4, 33); });
   refused("codes as plain", [&] { Matrix::dense(b, Store::codes, 1, 1); });
   refused("instruction set", [&] { kernels("sse9"); });
@@ -309,6 +340,7 @@ int main(int count, char** arguments) {
   pool(300 * rounds);
   phases(100 * rounds);
   session_tests(random, rounds);
+  for (int round = 0; round < rounds; ++round) narrowed(random);
   products(random, rounds);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0;

@@ -101,7 +101,7 @@ def test_a_stream_says_what_json_says(trimtab, model, engine) -> None:
 
 @with_native
 def test_both_engines_say_the_same(trimtab, model, monkeypatch) -> None:
-    exact = partial(Runtime.open, activations="float32", kv="float32")
+    exact = partial(Runtime.open, activations="float32", kv="float32", head_bits=32)
     monkeypatch.setattr(room, "Runtime", SimpleNamespace(open=exact))
     asked = ("generate", model, "hello there", "--new-tokens", "16", "--engine")
     assert trimtab(*asked, "native").stdout == trimtab(*asked, "torch").stdout

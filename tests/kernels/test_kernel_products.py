@@ -141,3 +141,30 @@ def test_avx2_and_avx512_give_the_same_bits(kind, activations):
         p, x = problem(kind, out, in_, group_size), activations_like(3, in_)
         small, large = (linear(x, p.weight, activations=activations, instructions=name) for name in ("avx2", "avx512"))
         assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize("tokens", [2, 8, 9, 64, 131, 300])
+def test_activations_in_bfloat16_are_not_rounded(tokens, instructions):
+    """Where there is an instruction for them, products of bfloat16 come from it: the same sums in the same order."""
+    for out, in_, group_size in [*SHAPES, (70, 1030, 1030)]:
+        p, x = problem("bfloat16", out, in_, group_size), activations_like(tokens, in_).bfloat16().float()
+        y = linear(x, p.weight, activations="float32", instructions=instructions, threads=2)
+        assert bool(((y.double() - truth(x, p.weight)).abs() <= p.allowed(x, "float32")).all())
+        few = [0, tokens // 2, tokens - 1]
+        alone = torch.cat([linear(x[t : t + 1], p.weight, activations="float32", instructions=instructions) for t in few])
+        assert torch.equal(y[few], alone)
+        x[-1, -1] += 2.0**-20  # no bfloat16 number: now all tokens go the other way
+        assert torch.equal(linear(x, p.weight, activations="float32", instructions=instructions)[:-1], y[:-1])
+
+
+@pytest.mark.parametrize("tokens", [255, 257, 520])
+def test_more_tokens_and_columns_than_are_taken_at_once(tokens, instructions):
+    if instructions == "scalar":
+        pytest.skip("slow, and takes the same way")
+    for kind in ("grouped4", "planes2"):
+        p, x = problem(kind, 130, 600, 60), activations_like(tokens, 600)
+        y = linear(x, p.weight, instructions=instructions, threads=2)
+        few = [0, 254, tokens - 1]
+        alone = torch.cat([linear(x[t : t + 1], p.weight, instructions=instructions) for t in few])
+        assert torch.equal(y[few], alone)
+        assert bool(((y.double() - truth(x, p.weight)).abs() <= p.allowed(x, "int16")).all())

@@ -37,7 +37,8 @@ def folder_of(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exact():
     """exact(folder, **options): a runtime that multiplies what is stored and keeps what it computed."""
-    return lambda folder, **options: Runtime.open(folder, **{"activations": "float32", "kv": "float32", "threads": 2, **options})
+    stored = {"activations": "float32", "kv": "float32", "head_bits": 32, "threads": 2}
+    return lambda folder, **options: Runtime.open(folder, **{**stored, **options})
 
 
 @pytest.fixture(scope="session")

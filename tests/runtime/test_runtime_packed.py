@@ -5,13 +5,16 @@ import pytest
 import torch
 from runtime_problems import distance, prompt
 
+from trimtab.core.errors import ModelError
 from trimtab.core.seeds import Seeds
 from trimtab.engine import surgery
-from trimtab.formats import Dense, Grouped, Rotated
+from trimtab.formats import BitPlanes, Dense, Grouped, Pyramid, Rotated
 from trimtab.host.checkpoint import save
-from trimtab.runtime import Unsupported
+from trimtab.runtime import Runtime, Unsupported, weights
+from trimtab.runtime.folder import Stored
 from trimtab.runtime.hadamard import base
 from trimtab.tensors import hadamard
+from trimtab.tensors.pyramid import nearest
 from trimtab.tensors.rounding import fit
 from trimtab.testing.tiny import tiny
 from trimtab.testing.weights import examples
@@ -23,6 +26,15 @@ LINEARS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 def rounded(dense, bits=4, group_size=32):
     groups = dense.detach().float().view(len(dense), -1, group_size)
     return Grouped.on_grid(fit(groups, bits), groups, symmetric=False)
+
+
+def planes(dense, count, group_size=32):
+    """Uniform levels between the extremes of a group, as sums of scaled planes."""
+    groups = dense.detach().float().view(len(dense), -1, group_size)
+    low = groups.amin(-1)
+    step = (groups.amax(-1) - low) / (2**count - 1)
+    codes = ((groups - low[..., None]) / step[..., None]).round().byte().view(dense.shape)
+    return BitPlanes(codes, (step[..., None] * 2 ** torch.arange(count)).half(), low.half(), group_size)
 
 
 def pack(model, paths, make):
@@ -82,6 +94,20 @@ def test_rounded_activations_stay_close(tmp_path, exact, expected):
             assert (whole.argmax(-1) == reference.argmax(-1)).all()
 
 
+def test_planes_share_inputs_with_codes_of_the_same_groups(tmp_path, exact, expected):
+    """One token of planes may go through tables that codes do not have."""
+    model = tiny("llama")
+    paths = [f"model.layers.{i}.{name}" for i in range(4) for name in LINEARS]
+    pack(model, paths, lambda dense, n: planes(dense, 3 + n % 2) if n % 3 else rounded(dense, 3 + n % 2 * 2))
+    save(model, None, tmp_path / "model")
+    ids = prompt()
+    _, reference = expected(tmp_path / "model", ids)
+    session = exact(tmp_path / "model", activations="int16").session()
+    stepped = np.stack([session.step(id) for id in ids])
+    assert distance(stepped, reference) < 1e-3
+    assert distance(stepped, exact(tmp_path / "model", activations="int16").session().prefill(ids, every=True)) < 1e-5
+
+
 def test_products_that_share_inputs_may_have_other_groups(tmp_path, exact, expected):
     model = tiny("llama")
     sizes = (8, 16, 32, 64)
@@ -108,15 +134,52 @@ def test_layers_may_be_narrower_than_the_config_says(tmp_path, exact, expected):
     compare(tmp_path / "model", exact, expected)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4])
 def test_a_rounded_head(bits, folder_of, exact, expected):
     folder, ids = folder_of("llama"), prompt()
     _, reference = expected(folder, ids)
     plain, narrow = exact(folder), exact(folder, head_bits=bits)
     off = distance(narrow.session().prefill(ids, every=True), reference)
-    assert 1e-4 < off < {8: 0.01, 4: 0.15}[bits]
+    assert 1e-4 < off < {16: 0.003, 8: 0.01, 4: 0.15}[bits]
     assert narrow.head_bits == bits
     assert narrow.bytes_per_token < plain.bytes_per_token
+
+
+def test_a_head_in_float32_becomes_bfloat16_unless_told_otherwise(folder_of, exact):
+    by_itself, asked = Runtime.open(folder_of("llama")), exact(folder_of("llama"))
+    assert (by_itself.head_bits, asked.head_bits) == (16, None)
+    assert asked.bytes_per_token - by_itself.bytes_per_token == 64 * 112 * 2  # 97 rows take 7 tiles
+
+
+def test_a_head_that_is_narrow_stays(tmp_path):
+    save(tiny("llama").bfloat16(), None, tmp_path / "model")
+    assert Runtime.open(tmp_path / "model").head_bits is None
+
+
+def test_a_head_that_bfloat16_cannot_hold_is_refused(tmp_path):
+    model = tiny("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 5] = 3.4e38
+    save(model, None, tmp_path / "model")
+    with pytest.raises(ModelError, match="beyond what bfloat16 holds"):
+        Runtime.open(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("dim", "pulses"), [(8, 3), (16, 12), (64, 20)])
+def test_points_on_pyramids_unpack_as_the_format_says(dim, pulses):
+    draw = Seeds(0).at("points")
+    points = nearest(torch.randn(6 * 128 // dim, dim, generator=draw), pulses).view(6, 128).short()
+    codes = torch.randint(4, (6, 128 // dim), generator=draw, dtype=torch.uint8)
+    weight = Pyramid(points, codes, torch.tensor([0.5, 1, 2, 3]).half(), torch.rand(6, generator=draw).half(), dim)
+    stored = {
+        name: Stored(str(t.dtype).removeprefix("torch."), tuple(t.shape), t.numpy().view(np.uint8).reshape(-1))
+        for name, t in weight.tensors().items()
+    }
+    made = weights.unpacked(weights.Weight("w", weight.spec(), stored))
+    assert np.array_equal(made.tensors["weight"].array(), weight.dense().numpy())
+    stored["points"] = Stored("uint8", stored["points"].shape, np.full_like(stored["points"].data, 255))
+    with pytest.raises(ModelError, match="points go up to"):
+        weights.unpacked(weights.Weight("w", weight.spec(), stored))
 
 
 def test_float32_that_holds_bfloat16_is_read_as_such(tmp_path, exact, expected):

@@ -33,7 +33,7 @@ def bench(
     prefill: Annotated[int, typer.Option(min=1, help="Tokens that are read at once.")] = 512,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are decoded after a prompt of 16.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 5,
-    head_bits: Annotated[int | None, typer.Option(help="Round the head to 8 or 4 bits first. (default: as it is)")] = None,
+    head_bits: Annotated[int | None, typer.Option(help="Of the head: 4, 8, 16 or 32. (default: 16 where it is plain)")] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -82,7 +82,7 @@ def _native(
     from trimtab.measure.bench import gate, time_native, words
     from trimtab.runtime import Runtime
 
-    # As stored: rounding the head is the user's wish, and not what the gate is about.
+    # With the head that it has by itself: codes for it are the user's wish, and not what the gate is about.
     runtime = Runtime.open(folder, threads=max(counts))
     ids = words(folder, min(GATED, runtime.context), runtime.vocabulary)
     watch(Progress("gate", 0, 1))
@@ -94,7 +94,7 @@ def _native(
     for count in counts:
         opened = Runtime.open(folder, threads=count, head_bits=head_bits)
         timed.append(time_native(opened, ids, **fitting, watch=watch))
-    facts = {"kernel": opened.kernel, "bytes_per_token": opened.bytes_per_token, "head_bits": head_bits}
+    facts = {"kernel": opened.kernel, "bytes_per_token": opened.bytes_per_token, "head_bits": opened.head_bits}
     return {"engine": "native", **facts, "gate": judged, **fitting, "threads": timed}
 
 

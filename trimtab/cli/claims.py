@@ -72,7 +72,7 @@ def run(
     room: Room = None,
     missing: Annotated[bool, typer.Option("--missing", help="Only what has no result by the present code.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Little text, one seed; kept apart in quick.jsonl.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Claims at a time; they share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Claims at a time, each on one core and in some 2 GB.")] = 1,
     seeds: Seeds = None,
     model: Model = None,
     windows: Windows = None,
@@ -98,7 +98,7 @@ def run(
 def check(
     ids: Ids = None,
     room: Room = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Claims at a time; they share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Claims at a time, each on one core and in some 2 GB.")] = 1,
     ledger: Ledger = LEDGER,
     json: Json = False,
     quiet: Quiet = False,

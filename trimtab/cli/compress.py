@@ -63,7 +63,7 @@ def compress(
         _help(ctx, method)
         return
     shown = Shown(text, tokens, length, batch, compute, seed)
-    asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown)
+    asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
         _plan(model, steps, dtype, packed, json, quiet, verbose)

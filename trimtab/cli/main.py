@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from trimtab import __version__
-from trimtab.cli import bench, chat, claims, compare, compress, doctor, generate, grow, measure, methods, probe, report
+from trimtab.cli import bench, chat, claims, compare, compress, doctor, export, generate, grow, measure, methods, probe, report
 from trimtab.cli.manners import Interrupted, finish, plain_dashes, wants_traceback
 
 
@@ -55,6 +55,7 @@ measure.register(app)
 compare.register(app)
 probe.register(app)
 report.register(app)
+export.register(app)
 generate.register(app)
 chat.register(app)
 bench.register(app)

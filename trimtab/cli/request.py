@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trimtab.core.knobs import Knob
     from trimtab.core.recipe import Recipe, Step, Where
 
+NO_MODEL = "no model given; write e.g. trimtab compress asset:smollm2-135m --method gptq -o smaller"
 YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -43,20 +44,20 @@ class Request:
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     shown: Shown = Shown()
+    dtype: str | None = None
 
 
 def understand(asked: Request) -> tuple[str, "Recipe"]:
     """(model, recipe). Raises `UsageError` for anything that is unknown, missing or contradictory."""
     model, values = _sort_words(asked)
-    made = _calibrated(_recipe(asked, values), asked.shown)
+    made = _calibrated(_recipe(asked, model, values), asked.shown)
     if model is None:
-        raise UsageError("no model given; write e.g. trimtab compress asset:smollm2-135m --method gptq -o smaller")
+        raise UsageError(NO_MODEL)
     return model, made
 
 
-def _recipe(asked: Request, values: dict[str, Any]) -> "Recipe":
+def _recipe(asked: Request, model: str | None, values: dict[str, Any]) -> "Recipe":
     from trimtab.core.expression import make
-    from trimtab.core.goals import recipe_for
     from trimtab.core.recipe import Recipe, Step, Where
 
     given = _ways(asked)
@@ -65,7 +66,7 @@ def _recipe(asked: Request, values: dict[str, Any]) -> "Recipe":
         raise UsageError(f"give one of --recipe, --method and --do, or only --bits or --size; given: {told}")
     where = Where(tuple(asked.only), tuple(asked.skip))
     if not given:
-        return _restricted(recipe_for(**values), where)
+        return _for_goal(asked, model, values, where)
     if asked.method is not None:
         return Recipe((Step(make(asked.method, values), where),))
     if asked.do is not None:
@@ -73,6 +74,18 @@ def _recipe(asked: Request, values: dict[str, Any]) -> "Recipe":
     if where != Where():
         raise UsageError("--only and --skip do not go with --recipe; write `where:` into the recipe's steps")
     return Recipe.read(str(asked.recipe))
+
+
+def _for_goal(asked: Request, model: str | None, values: dict[str, Any], where: "Where") -> "Recipe":
+    from trimtab.cli.options import dtype_of
+    from trimtab.core.goals import recipes_for
+
+    recipes = [_restricted(recipe, where) for recipe in recipes_for(**values)]
+    if model is None:
+        raise UsageError(NO_MODEL)
+    from trimtab.host.goals import first_that_fits
+
+    return first_that_fits(model, recipes, dtype_of(asked.dtype))
 
 
 def _ways(asked: Request) -> list[str]:

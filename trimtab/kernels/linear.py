@@ -32,7 +32,8 @@ def linear(
 
     activations: "float32" multiplies the weights that `dense()` defines and differs from it only in the order of summation;
     "int16" rounds each activation to 1/16319 of the largest in its block, "int8" to 1/127. Plain matrices are multiplied as
-    with "float32". instructions: see `instruction_set`. threads: as many as torch uses, unless given; never more than cores.
+    with "float32"; several tokens that hold bfloat16 numbers, times a bfloat16 matrix, faster where the processor
+    can. instructions: see `instruction_set`. threads: as many as torch uses, unless given; never more than cores.
     Without a kernel, on other devices, in float64 and where a gradient is wanted this is `formats.linear`. Raises `UsageError`.
     """
     if activations not in ACTIVATIONS:

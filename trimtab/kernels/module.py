@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.core.errors import UsageError
 
-INTERFACE = 1  # what this side expects of the module; the same number stands in native/CMakeLists.txt
+INTERFACE = 2  # what this side expects of the module; the same number stands in native/CMakeLists.txt
 INSTALL = "pip install ./native builds it, with a C++ compiler"
 
 

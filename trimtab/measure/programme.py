@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from trimtab.core.card import Claim
 from trimtab.core.errors import TrimtabError, UsageError, did_you_mean
 from trimtab.core.progress import Progress, Watcher, unwatched
@@ -96,7 +94,7 @@ def run_programme(
 ) -> None:
     """Calls `heard` with an outcome for every task, as soon as there is one. Sides measured before are remembered.
 
-    jobs: processes at a time, which share the threads that this one would have. loud: they may write to stderr.
+    jobs: processes at a time, each on one thread. loud: they may write to stderr.
     """
     grounds: dict[tuple[str, ...], Ground | TrimtabError] = {}
     ready = []
@@ -127,9 +125,8 @@ def _ground(setting: Setting, known: dict[tuple[str, ...], Ground | TrimtabError
 
 
 def _run(ready: Sequence[Ready], heard: Callable[[Outcome], None], jobs: int, watch: Watcher, loud: bool) -> None:
-    # Threads that wait by spinning take the cores from the other children.
-    variables = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), "OMP_WAIT_POLICY": "PASSIVE"}
-    variables["TRIMTAB_KERNELS"] = "0"  # sides are measured with the matrices that formats define
+    # One thread, because last digits depend on how many there are, and `claims check` compares digits.
+    variables = {"OMP_NUM_THREADS": "1", "TRIMTAB_KERNELS": "0"}  # and the matrices that formats define
     tasks = [one.task for one in ready]
     asked = [task_of(t.method, t.claim.name, t.setting, one.ground, t.earlier) for t, one in zip(tasks, ready, strict=True)]
     tally = _Tally(ready, watch)

@@ -24,27 +24,32 @@ IGNORED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention
 
 @dataclass(frozen=True)
 class Built:
-    """architecture: the config's model_type. model: a `trimtab_native.Model`."""
+    """architecture: the config's model_type. model: a `trimtab_native.Model`. head_bits: None for a head as stored."""
 
     architecture: str
     layers: int
     model: Any
+    head_bits: int | None
 
 
-def build(folder: Path, head_bits: int | None, context: int | None) -> Built:
-    """Raises `Unsupported` and `ModelError`."""
+def build(folder: Path, head_bits: int, context: int | None) -> Built:
+    """head_bits: 32 leaves a plain head as it is stored, 16 makes one that is wider bfloat16, 8 and 4 make codes.
+
+    Raises `Unsupported` and `ModelError`.
+    """
     config = read_config(folder)
     source = Source(folder, _modules(config, folder), open_tensors(folder))
     known = facts(config)
     if context is not None and not 1 <= context <= known.context:
         raise ModelError(f"{folder}: a context of {context} was asked for, the model has {known.context}")
     try:
-        model = _Builder(source, known).model(head_bits, context or known.context)
+        builder = _Builder(source, known)
+        model = builder.model(head_bits, context or known.context)
         source.check_all_used()
         model.check()
     except ValueError as error:
         raise ModelError(f"{folder}: {error}") from error
-    return Built(known.architecture, known.layers, model)
+    return Built(known.architecture, known.layers, model, builder.rounded_head)
 
 
 def _modules(config: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
@@ -125,8 +130,9 @@ class _Builder:
         self.known = known
         self.family = known.family
         self.native = native()
+        self.rounded_head: int | None = None
 
-    def model(self, head_bits: int | None, context: int) -> Any:
+    def model(self, head_bits: int, context: int) -> Any:
         known, family = self.known, self.family
         made = self.native.Model()
         embedding = self._table(f"{family.prefix}{family.embedding}.weight")
@@ -150,7 +156,7 @@ class _Builder:
             raise Unsupported(f"{name} is {stored.dtype} {list(stored.shape)}; a plain table of vectors is covered")
         return stored.data, stored.dtype, stored.shape[0], stored.shape[1]
 
-    def _head(self, bits: int | None) -> Any:
+    def _head(self, bits: int) -> Any:
         family = self.family
         # Where modules are packed, transformers writes a model under the names it has in memory, which differ for some heads.
         own = family.head if self.source.holds(family.head) else Family.head
@@ -158,8 +164,9 @@ class _Builder:
         if self.known.tied and self.source.has(f"{own}.weight"):
             self.source.get(f"{own}.weight")  # written, and not used
         weight, bias = self.source.weight(path, False), self.source.bias(path)
-        if bits is None or weight.kind != "dense":
+        if bits == 32 or weight.kind != "dense" or (bits == 16 and not weights.is_wide(weight)):
             return weights.linear(weight, bias)
+        self.rounded_head = bits
         made = weights.rounded(weight, bits)
         return made if bias is None else made.with_bias(bias)
 

@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.core.errors import UsageError
 from trimtab.runtime.errors import Unsupported
 
-INTERFACE = 1  # the same number stands in native/CMakeLists.txt
+INTERFACE = 2  # the same number stands in native/CMakeLists.txt
 INSTALL = "pip install ./native builds it, with a C++ compiler"
 
 

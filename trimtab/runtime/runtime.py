@@ -14,6 +14,7 @@ from trimtab.runtime.native import instruction_set, native
 
 ACTIVATIONS = {"float32": 0, "int8": 1, "int16": 2}
 KV = ("bfloat16", "int8", "float32")
+HEAD_BITS = (4, 8, 16, 32)
 CHUNK = 256  # prompt tokens that are read at once
 STREAMED = 8  # tokens that are made before Python looks again
 Logits = NDArray[np.float32]
@@ -69,19 +70,20 @@ class Runtime:
         """Maps the files and lays out the weights for this processor.
 
         threads: all cores by default; more than there are count as all, and `threads` says how many that is. activations:
-        "float32" multiplies exactly the stored weights, "int16" and "int8" round what enters a product with codes. head_bits: 4
-        or 8 rounds a plain head. kv: how keys and values are kept. context: fewer positions than the model has. Raises
-        `Unsupported` for a model that is not covered, `ModelError` for one that is damaged, `UsageError` for the rest.
+        "float32" multiplies exactly the stored weights, "int16" and "int8" round what enters a product with codes. head_bits:
+        of a plain head; 16 by default, which is bfloat16; 32 leaves it as it is stored, 8 and 4 make it codes. kv: how keys and
+        values are kept. context: fewer positions than the model has. Raises `Unsupported` for a model that is not covered,
+        `ModelError` for one that is damaged, `UsageError` for the rest.
         """
         cores = native().cores()
         _check(activations, ACTIVATIONS, "activations")
         _check(kv, KV, "kv")
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}")
-        if head_bits not in (None, 4, 8):
-            raise UsageError(f"head_bits must be 4 or 8, got {head_bits}")
+        if head_bits not in (None, *HEAD_BITS):
+            raise UsageError(f"head_bits must be one of {', '.join(map(str, HEAD_BITS))}, got {head_bits}")
         kernel = instruction_set(instructions)
-        built = build(Path(folder), head_bits, context)
+        built = build(Path(folder), head_bits or 16, context)
         return cls(
             architecture=built.architecture,
             layers=built.layers,
@@ -92,7 +94,7 @@ class Runtime:
             threads=min(threads or cores, cores),
             activations=activations,
             kv=kv,
-            head_bits=head_bits,
+            head_bits=built.head_bits,
             _model=built.model,
         )
 

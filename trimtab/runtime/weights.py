@@ -6,6 +6,7 @@ tensor against the spec. Formats without a kernel are unpacked once, while the m
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,11 @@ def linear(weight: Weight, bias: NDArray[np.float32] | None = None) -> Any:
 
 
 def rounded(weight: Weight, bits: int) -> Any:
-    """A plain matrix in `bits` per weight, symmetric, in groups of 64 inputs or the largest part of 64 that fits."""
+    """A plain matrix as bfloat16 (16), or as symmetric codes of 8 or 4 bits in groups of 64 inputs or a part of 64 that fits."""
     data, dtype = _floats(weight)
     out, in_ = weight.shape
+    if bits == 16:
+        return native().Linear.leaf(_native(weight, native().Matrix.bfloats, data, dtype, out, in_))
     group = next(n for n in range(min(HEAD_GROUP, in_), 0, -1) if in_ % n == 0)
     return native().Linear.leaf(_native(weight, native().Matrix.rounded, data, dtype, out, in_, bits, group))
 
@@ -186,6 +189,11 @@ def _floats(weight: Weight) -> tuple[Bytes, str]:
     return data, dtype
 
 
+def is_wide(weight: Weight) -> bool:
+    """Whether a plain matrix takes more than 16 bits per weight."""
+    return _floats(weight)[1] == "float32"
+
+
 def _codebook(weight: Weight) -> NDArray[np.float32]:
     out, in_ = weight.shape
     books, entries, dim = weight.size("books", 1, 64), weight.size("entries", 2, 256), weight.size("dim")
@@ -229,7 +237,63 @@ def _masked(weight: Weight) -> NDArray[Any]:
     return full
 
 
-_UNPACK: dict[str, Callable[[Weight], NDArray[Any]]] = {"codebook": _codebook, "nm": _nm, "masked": _masked}
+def _pyramid(weight: Weight) -> NDArray[np.float32]:
+    (out, in_), dim = weight.shape, weight.size("group_size", 1, 256)
+    pulses, radius_bits = weight.size("pulses", 1, 1024), weight.size("radius_bits", 1, 8)
+    groups, last = _divided(weight, in_, dim), _points(dim, pulses) - 1
+    packed = weight.tensor("points", "uint8", out, -(-groups * last.bit_length() // 8)).array()
+    index = _whole_numbers(packed, last.bit_length(), groups)
+    if int(index.max()) > last:
+        raise ModelError(f"{weight.path}: points go up to number {int(index.max())}; there are {last + 1}")
+    point = _numbered(index, dim, pulses).astype(np.float32)
+    codes = _codes(weight.tensor("codes", "uint8", out, -(-groups * radius_bits // 8)).array(), radius_bits, groups)
+    radii, scale = weight.tensor("radii", "float16", 1 << radius_bits).floats(), weight.tensor("scale", "float16", out).floats()
+    factor = scale[:, None] * radii[codes] / np.sqrt(np.square(point).sum(-1)).reshape(out, groups)
+    full: NDArray[np.float32] = (factor[..., None] * point.reshape(out, groups, dim)).reshape(out, in_)
+    return full
+
+
+def _points(dim: int, pulses: int) -> int:
+    """How many vectors of `dim` whole numbers have magnitudes that sum to `pulses`."""
+    if not pulses:
+        return 1
+    return sum(comb(dim, i) * comb(pulses - 1, i - 1) << i for i in range(1, min(dim, pulses) + 1))
+
+
+def _numbered(index: NDArray[Any], dim: int, pulses: int) -> NDArray[np.int16]:
+    """Points [n, dim] by their numbers [n], in the order that `tensors.pyramid` defines."""
+    left = np.full(len(index), pulses)
+    found = np.empty((len(index), dim), np.int16)
+    for i in range(dim):
+        count = np.array([_points(dim - 1 - i, k) for k in range(pulses + 1)], index.dtype)
+        below = np.concatenate([np.zeros(1, index.dtype), 2 * np.cumsum(count)[:-1]])
+        rest = np.minimum(np.searchsorted(below, index, "right") - 1, left)
+        index = index - below[rest]
+        negative = (rest < left) & (index >= count[rest])
+        index = np.where(negative, index - count[rest], index)
+        found[:, i] = np.where(negative, rest - left, left - rest)
+        left = rest
+    return found
+
+
+def _whole_numbers(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[Any]:
+    """[rows, bytes] of little-endian bit streams -> [rows * n] numbers: uint64, or Python's own where they are longer."""
+    stream = np.unpackbits(packed, axis=-1, bitorder="little")[:, : n * bits].reshape(-1, bits)
+    if bits > 62:
+        return np.array(
+            [int.from_bytes(row.tobytes(), "little") for row in np.packbits(stream, axis=-1, bitorder="little")], object
+        )
+    filled = np.zeros((len(stream), 64), np.uint8)
+    filled[:, :bits] = stream
+    return np.packbits(filled, axis=-1, bitorder="little").view("<u8")[:, 0]
+
+
+_UNPACK: dict[str, Callable[[Weight], NDArray[Any]]] = {
+    "codebook": _codebook,
+    "nm": _nm,
+    "masked": _masked,
+    "pyramid": _pyramid,
+}
 
 
 def _codes(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint8]:
@@ -240,7 +304,7 @@ def _codes(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint8]:
 
 def _rows_of(name: str, stored: Stored, rows: Rows) -> Stored:
     """Of one tensor of a format: outputs are the first axis, but the second of planes and of codes of several books."""
-    if name == "codebook":
+    if name in ("codebook", "radii"):
         return stored
     return _of(stored.dtype, stored.array().take(rows, axis=1 if len(stored.shape) == 3 and name != "scale" else 0))
 

@@ -23,6 +23,10 @@ struct Kernels {
 
   // Reads `bytes` (a multiple of 64) and returns their sum as 64-bit words: the yardstick for memory.
   uint64_t (*read)(const uint8_t* data, int64_t bytes);
+
+  // Whether `quantize` and `fast` also take bfloat16 matrices of 3 tiles and more, with several tokens of activations that are
+  // bfloat16 numbers, on a processor that has AVX512_BF16. They then give the sums of `exact`.
+  bool bfloats;
 };
 
 extern const Kernels kScalar;

@@ -14,6 +14,8 @@
 //   super    up to 4 groups. Their scales and offsets stand in a header in front of their codes, so that everything is read
 //            in one forward stream and every vector is aligned.
 //
+// Plain matrices lie in the same tiles, column by column; bfloat16 in pairs of columns, byte 4 * row + 2 * column of a vector.
+//
 // Everything below is plain data without member functions: files compiled for different instruction sets share it, and an
 // inline function compiled for the wrong one must not be what the linker keeps.
 #pragma once
@@ -28,7 +30,10 @@ constexpr int64_t kVector = 64;  // bytes
 constexpr int64_t kBlock = 64;   // activations that share a scale, at most
 constexpr int64_t kSuper = 4;    // groups that share a header, at most
 constexpr int64_t kStrip = 256;  // columns that are unpacked to floats at a time
-constexpr int64_t kSheaf = 4;    // tiles that are unpacked together where there are many tokens
+constexpr int64_t kSheaf = 6;    // tiles that are unpacked together where there are many tokens
+constexpr int64_t kPanel = 256;  // columns of them, about: what stays in the first cache
+constexpr int64_t kFlock = 256;  // tokens that pass while they are unpacked
+constexpr int64_t kWidestBundle = 8;  // tokens that a kernel multiplies at once, at most
 constexpr int kMostParts = 8;
 
 enum class Store : int { codes, float32, float16, bfloat16 };
@@ -58,6 +63,8 @@ struct Tiles {
 // Activations of several tokens as integers with a scale per block: x ~ scale * q, and q in one or two signed bytes.
 // One byte: q in +-127. Two: q = 128 * high + low in +-16319; every operation on a byte is then exact in all instruction sets.
 //
+// For a bfloat16 matrix there is only q: bfloat16 [bundle][pair of columns][token][2], the last bundle filled up with zeros.
+//
 // Tokens are taken in bundles of as many as a kernel multiplies at once, and lie so that it reads them with one pointer: every
 // array is [bundle][...][token of the bundle]. Bundles are full, then halves of halves for the tokens that remain; since all
 // tokens take the same room, a bundle begins where as many tokens as come before it end.
@@ -66,13 +73,21 @@ struct Batch {
   int digits;                // bytes per activation: 1 or 2
   int64_t width;             // groups * padded
   int64_t blocks;            // per group
-  const int8_t* q;           // [bundle][quad][token][digit][4 columns], high digit first
+  const int8_t* q;           // [bundle][quad][digit][token][4 columns], high digit first
   const float* scale;        // [bundle][group * blocks + block][token]; NaN where an activation is not finite
   const int32_t* block_sum;  // [bundle][group * blocks + block][token], sum of q
   const float* group_sum;    // [bundle][group][token], sum of scale * q
+  // Of one token, for bit planes, where kernels look sums up; otherwise null. A byte of a plane at column `j` of its quad holds 4
+  // quads in 4 bits: what these add up to is in 16 numbers, less `half` of what all 4 add up to, so that 16 bits are enough.
+  const uint8_t* tables;      // [16 columns][low and high byte][j][bits]
+  const int32_t* block_half;  // [group * blocks + block], sum of the halves
 };
 
 static constexpr int64_t granule_of(int bits) { return bits & 1 ? 32 : 16; }
+// Of a panel: whole groups, and at least one.
+static constexpr int64_t panel_groups(const Tiles& m) {
+  return m.parts * m.padded >= kPanel ? 1 : kPanel / (m.parts * m.padded);
+}
 static constexpr int64_t ceil_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 }  // namespace trimtab

@@ -29,7 +29,9 @@ void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* b
             const Kernels& kernels, int threads);
 
 // The two halves of `linear` for matrices of codes, for whoever shares activations between products: a batch over memory of
-// batch_bytes(), filled by Kernels::quantize. Matrices of the same inputs, group and padded group take the same batch.
+// batch_bytes(), filled by Kernels::quantize. Matrices of the same inputs, group and padded group take the same batch if
+// `planes` says the same of them.
+inline bool planes(const Tiles& matrix) { return matrix.store == Store::codes && matrix.bits == 1; }
 int64_t batch_bytes(const Tiles& matrix, int64_t tokens, int digits);
 Batch lay_out(const Tiles& matrix, int64_t tokens, int digits, uint8_t* memory);
 

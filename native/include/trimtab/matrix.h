@@ -32,12 +32,16 @@ class Matrix {
   // that is largest in magnitude is met exactly but for the scale's own rounding. Weights must be finite.
   static Matrix rounded(Bytes weight, Store store, int64_t out, int64_t in, int64_t bits, int64_t group);
 
+  // The same type rounded to the nearest bfloat16, ties to even. Weights must be finite, and remain so.
+  static Matrix bfloats(Bytes weight, Store store, int64_t out, int64_t in);
+
   const Tiles& tiles() const { return tiles_; }
   int64_t bytes() const { return tiles_.tiles * tiles_.tile_bytes; }  // that one product reads
 
  private:
   Matrix() = default;
   void lay_out_codes(int64_t bits, int64_t parts, Offset offset, int64_t group);
+  void lay_out_plain(Store store);
   void allocate();
 
   Tiles tiles_{};

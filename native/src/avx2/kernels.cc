@@ -10,6 +10,6 @@ namespace avx2 {
 // clang-format on
 }  // namespace avx2
 
-const Kernels kAvx2{"avx2", avx2::quantize, avx2::fast, avx2::exact, avx2::read};
+const Kernels kAvx2{"avx2", avx2::quantize, avx2::fast, avx2::exact, avx2::read, false};
 
 }  // namespace trimtab

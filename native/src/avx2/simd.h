@@ -4,7 +4,9 @@ namespace {
 
 constexpr int64_t kPrefetch = 1024;
 constexpr int kTokens = 4, kExactTokens = 2, kTall = 1;
+constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
+constexpr bool kLooksUp = false;
 
 struct Codes {
   __m256i a, b;  // rows 0 to 7, rows 8 to 15
@@ -74,6 +76,12 @@ inline Floats from_bfloats(const uint8_t* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16(p)), 16)),
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16(p + 16)), 16))};
 }
+// Two columns: 16 rows x 2 bfloat16.
+inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
+  const __m256i a = load_half(p), b = load_half(p + 32), high = _mm256_set1_epi32(static_cast<int32_t>(0xffff0000));
+  first = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
+  second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
+}
 inline Floats from_halves(const uint8_t* p) { return {_mm256_cvtph_ps(load_16(p)), _mm256_cvtph_ps(load_16(p + 16))}; }
 
 struct Quad {
@@ -93,8 +101,9 @@ struct Sums {
   static constexpr int32_t kCentre = 0;
   static constexpr int kChains = 2;
   static_assert(Bits <= 4 && kMostAdds * 2 * 15 * 127 <= 32767);
-  __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
+  __m256i a, b;
 
+  void clear() { a = b = _mm256_setzero_si256(); }
   void add(Codes codes, Quad q) {
     a = _mm256_add_epi16(a, _mm256_maddubs_epi16(codes.a, q.v));
     b = _mm256_add_epi16(b, _mm256_maddubs_epi16(codes.b, q.v));
@@ -107,8 +116,9 @@ struct WideSums {
   static constexpr int kMostAdds = 1 << 14;
   static constexpr int32_t kCentre = 0;
   static constexpr int kChains = 1;
-  __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
+  __m256i a, b;
 
+  void clear() { a = b = _mm256_setzero_si256(); }
   void add(Codes codes, Quad q) {
     a = _mm256_add_epi32(a, widen(_mm256_maddubs_epi16(codes.a, q.v)));
     b = _mm256_add_epi32(b, widen(_mm256_maddubs_epi16(codes.b, q.v)));
@@ -128,8 +138,9 @@ struct Sums<8> {
   static constexpr int kMostAdds = 1 << 14;
   static constexpr int32_t kCentre = 128;
   static constexpr int kChains = 1;
-  __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();
+  __m256i a, b;
 
+  void clear() { a = b = _mm256_setzero_si256(); }
   static __m256i product(__m256i codes, __m256i quad) {
     const __m256i centred = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
     return widen(_mm256_maddubs_epi16(_mm256_abs_epi8(centred), _mm256_sign_epi8(quad, centred)));
@@ -140,5 +151,11 @@ struct Sums<8> {
   }
   Ints total() const { return {a, b}; }
 };
+
+// Never called: there is neither kLooksUp nor kTallDots.
+template <int Vectors>
+Ints looked_up(const uint8_t*, const uint8_t*);
+template <int Digits>
+void tall_dots(const uint8_t*, int64_t, int64_t, const int8_t*, Ints*);
 
 }  // namespace

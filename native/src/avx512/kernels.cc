@@ -2,6 +2,8 @@
 
 #include "trimtab/kernels.h"
 
+#define TRIMTAB_BFLOATS  // whether the processor has them as well is asked at run time, in linear.cc
+
 namespace trimtab {
 namespace avx512 {
 // clang-format off
@@ -10,6 +12,6 @@ namespace avx512 {
 // clang-format on
 }  // namespace avx512
 
-const Kernels kAvx512{"avx512", avx512::quantize, avx512::fast, avx512::exact, avx512::read};
+const Kernels kAvx512{"avx512", avx512::quantize, avx512::fast, avx512::exact, avx512::read, true};
 
 }  // namespace trimtab

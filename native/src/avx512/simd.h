@@ -2,9 +2,11 @@
 
 namespace {
 
-constexpr int64_t kPrefetch = 512;
-constexpr int kTokens = 8, kExactTokens = 8, kTall = 2;
+constexpr int64_t kPrefetch = 4096;  // beyond a page of memory, where the processor's own guess ends
+constexpr int kTokens = 8, kExactTokens = 8, kTall = 3;
+constexpr bool kTallDots = true;
 constexpr bool kInPlace = true;
+constexpr bool kLooksUp = true;  // where there are tables: linear.cc makes them if the processor has VBMI
 
 struct Codes {
   __m512i v;
@@ -59,6 +61,12 @@ inline Floats from_bfloats(const uint8_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
+// Two columns: 16 rows x 2 bfloat16.
+inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  first.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+  second.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
+}
 inline Floats from_halves(const uint8_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 
 struct Quad {
@@ -75,10 +83,91 @@ struct Sums {
   static constexpr int kMostAdds = 1 << 14;
   static constexpr int32_t kCentre = 0;
   static constexpr int kChains = 4;
-  __m512i sums = _mm512_setzero_si512();
+  __m512i sums;
 
+  void clear() { sums = _mm512_setzero_si512(); }
   void add(Codes codes, Quad q) { sums = _mm512_dpbusd_epi32(sums, codes.v, q.v); }
   Ints total() const { return {sums}; }
 };
+
+inline __m512i from_table(__m512i index, const uint8_t* table) {
+  __m512i made;
+  asm("vpermb %2, %1, %0" : "=v"(made) : "v"(index), "m"(*reinterpret_cast<const __m512i*>(table)));
+  return made;
+}
+
+// Sums of one block of a plane, `Vectors` of 32 columns: 16 rows x 4 bytes, each with 2 x 4 columns. See Batch::tables.
+template <int Vectors>
+inline Ints looked_up(const uint8_t* p, const uint8_t* tables) {
+  const __m512i ones = _mm512_set1_epi8(1), nibble = _mm512_set1_epi8(15), place = _mm512_set1_epi32(0x30201000);
+  __m512i low[2], high[2];
+  for (int i = 0; i < 2; ++i) low[i] = high[i] = _mm512_setzero_si512();
+  for (int v = 0; v < Vectors; ++v, p += kVector, tables += 4 * kVector) {
+    const __m512i codes = _mm512_loadu_si512(p);
+    const __m512i index[2] = {_mm512_ternarylogic_epi32(codes, nibble, place, 0xea),
+                              _mm512_ternarylogic_epi32(_mm512_srli_epi16(codes, 4), nibble, place, 0xea)};
+    for (int i = 0; i < 2; ++i) {
+      low[i] = _mm512_dpbusd_epi32(low[i], from_table(index[i], tables + 2 * i * kVector), ones);
+      high[i] = _mm512_dpbusd_epi32(high[i], ones, from_table(index[i], tables + (2 * i + 1) * kVector));
+    }
+  }
+  return {_mm512_add_epi32(_mm512_slli_epi32(_mm512_add_epi32(high[0], high[1]), 8), _mm512_add_epi32(low[0], low[1]))};
+}
+
+// The innermost loop of prefill: a block of 3 tiles, `apart` bytes from each other, times 8 tokens. 24 sums, 3 vectors of weights
+// and an activation fill the registers, and are laid down here: GCC 12 keeps such sums in memory as well, at half the speed.
+// q: [vector][digit][token] of 4 bytes each; totals: [token][tile].
+#define TRIMTAB_TOKEN(op, at, a, b, c)           \
+  "vpbroadcastd " #at "*4(%[q]), %%zmm27\n" op   \
+  " %%zmm27, %%zmm24, %%zmm" #a "\n" op          \
+  " %%zmm27, %%zmm25, %%zmm" #b "\n" op          \
+  " %%zmm27, %%zmm26, %%zmm" #c "\n"
+#define TRIMTAB_VECTOR(op)                                                                                     \
+  "prefetcht0 1024(%[q])\n"                                                                                    \
+  "vmovdqu64 (%[p]), %%zmm24\n"                                                                                \
+  "vmovdqu64 (%[p], %[apart]), %%zmm25\n"                                                                      \
+  "vmovdqu64 (%[p], %[apart], 2), %%zmm26\n"                                                                   \
+  TRIMTAB_TOKEN(op, 0, 0, 1, 2) TRIMTAB_TOKEN(op, 1, 3, 4, 5) TRIMTAB_TOKEN(op, 2, 6, 7, 8)                    \
+  TRIMTAB_TOKEN(op, 3, 9, 10, 11) TRIMTAB_TOKEN(op, 4, 12, 13, 14) TRIMTAB_TOKEN(op, 5, 15, 16, 17)            \
+  TRIMTAB_TOKEN(op, 6, 18, 19, 20) TRIMTAB_TOKEN(op, 7, 21, 22, 23)
+#define TRIMTAB_SUMS(of)                                                                                       \
+  of(0) of(1) of(2) of(3) of(4) of(5) of(6) of(7) of(8) of(9) of(10) of(11) of(12) of(13) of(14) of(15) of(16) \
+      of(17) of(18) of(19) of(20) of(21) of(22) of(23)
+#define TRIMTAB_CLEAR(i) "vpxord %%zmm" #i ", %%zmm" #i ", %%zmm" #i "\n"
+#define TRIMTAB_SHIFT(i) "vpslld $7, %%zmm" #i ", %%zmm" #i "\n"
+#define TRIMTAB_STORE(i) "vmovdqu64 %%zmm" #i ", " #i "*64(%[totals])\n"
+#define TRIMTAB_TALL(op, each)                                                                                 \
+  asm volatile(TRIMTAB_SUMS(TRIMTAB_CLEAR) "1:\n" TRIMTAB_VECTOR(op)                                           \
+               "add $64, %[p]\n"                                                                               \
+               "add %[stride], %[q]\n"                                                                         \
+               "dec %[left]\n"                                                                                 \
+               "jnz 1b\n"                                                                                      \
+               "dec %[digits]\n"                                                                               \
+               "jz 2f\n" TRIMTAB_SUMS(TRIMTAB_SHIFT)                                                           \
+               "mov %[vectors], %[left]\n"                                                                     \
+               "sub %[bytes], %[p]\n"                                                                          \
+               "sub %[rest], %[q]\n"                                                                           \
+               "jmp 1b\n"                                                                                      \
+               "2:\n" TRIMTAB_SUMS(TRIMTAB_STORE)                                                              \
+               : [p] "+&r"(p), [q] "+&r"(q), [left] "+&r"(left), [digits] "+&r"(digits)                        \
+               : [apart] "r"(apart), [stride] "i"(32 * each), [vectors] "r"(vectors), [bytes] "r"(vectors * 64), \
+                 [rest] "r"(vectors * 32 * each - 32), [totals] "r"(totals)                                    \
+               : "memory", "cc", "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", \
+                 "zmm10", "zmm11", "zmm12", "zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19",     \
+                 "zmm20", "zmm21", "zmm22", "zmm23", "zmm24", "zmm25", "zmm26", "zmm27")
+
+// vectors: quads of columns, one or more.
+template <int Digits>
+inline void tall_dots(const uint8_t* p, int64_t apart, int64_t vectors, const int8_t* q, Ints* totals) {
+  int64_t left = vectors, digits = Digits;
+  TRIMTAB_TALL("vpdpbusd", Digits);
+}
+
+// vectors: pairs of columns, of weights and activations in bfloat16. Adds the product of the second column of a pair first, as
+// `multiply` does. For processors that have AVX512_BF16.
+inline void tall_floats(const uint8_t* p, int64_t apart, int64_t vectors, const int8_t* q, Floats* totals) {
+  int64_t left = vectors, digits = 1;
+  TRIMTAB_TALL("vdpbf16ps", 1);
+}
 
 }  // namespace

@@ -8,6 +8,6 @@ namespace scalar {
 // clang-format on
 }  // namespace scalar
 
-const Kernels kScalar{"scalar", scalar::quantize, scalar::fast, scalar::exact, scalar::read};
+const Kernels kScalar{"scalar", scalar::quantize, scalar::fast, scalar::exact, scalar::read, false};
 
 }  // namespace trimtab

@@ -4,7 +4,9 @@ namespace {
 
 constexpr int64_t kPrefetch = 1024;
 constexpr int kTokens = 4, kExactTokens = 4, kTall = 1;
+constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
+constexpr bool kLooksUp = false;
 
 struct Codes {
   uint8_t v[64];
@@ -109,6 +111,15 @@ inline Floats from_bfloats(const uint8_t* p) {
   }
   return made;
 }
+// Two columns: 16 rows x 2 bfloat16.
+inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
+  for (int r = 0; r < 16; ++r) {
+    const uint32_t low = static_cast<uint32_t>(p[4 * r] | p[4 * r + 1] << 8) << 16;
+    const uint32_t high = static_cast<uint32_t>(p[4 * r + 2] | p[4 * r + 3] << 8) << 16;
+    __builtin_memcpy(&first.v[r], &low, 4);
+    __builtin_memcpy(&second.v[r], &high, 4);
+  }
+}
 inline float from_half(uint32_t half) {
   const uint32_t sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
   uint32_t bits = (magnitude << 13) + 0x38000000;  // the exponents' biases differ by 112
@@ -141,13 +152,20 @@ struct Sums {
   static constexpr int kMostAdds = 1 << 14;
   static constexpr int32_t kCentre = 0;
   static constexpr int kChains = 1;
-  Ints sums = splat_int(0);
+  Ints sums;
 
+  void clear() { sums = splat_int(0); }
   void add(Codes codes, Quad q) {
     for (int r = 0; r < 16; ++r)
       for (int c = 0; c < 4; ++c) sums.v[r] += codes.v[4 * r + c] * q.v[c];
   }
   Ints total() const { return sums; }
 };
+
+// Never called: there is neither kLooksUp nor kTallDots.
+template <int Vectors>
+Ints looked_up(const uint8_t*, const uint8_t*);
+template <int Digits>
+void tall_dots(const uint8_t*, int64_t, int64_t, const int8_t*, Ints*);
 
 }  // namespace

@@ -1,0 +1,49 @@
+"""Every format that a model can be exported to, in one table."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.core.errors import UsageError, did_you_mean
+from trimtab.host.export import compressed_tensors, gguf, plain
+from trimtab.host.export.contents import Contents, Entry
+
+
+@dataclass(frozen=True)
+class Target:
+    """plan: one entry per tensor, for the format that may be rounded to (or None). write: files into a folder.
+
+    requantize: what may be rounded to. remarks: what readers ask for beyond the format. reading: what a reader is told beside
+    the files. package: what has to be installed for the export to be opened again. file: of a model that is one file.
+    """
+
+    plan: Callable[[Contents, str | None], list[Entry]]
+    write: Callable[[Contents, list[Entry], Path], None]
+    requantize: Sequence[str]
+    opens_with: str
+    remarks: Callable[[Contents, list[Entry]], list[str]] = lambda contents, entries: []
+    reading: Callable[[Contents], dict[str, Any]] = lambda contents: {}
+    package: str | None = None
+    file: str | None = None
+
+
+TARGETS: dict[str, Target] = {
+    "plain": Target(plain.plan, plain.write, plain.REQUANTIZE, "transformers"),
+    "gguf": Target(gguf.plan, gguf.write, gguf.REQUANTIZE, "llama.cpp", gguf.remarks, gguf.reading, file=gguf.FILE),
+    "compressed-tensors": Target(
+        compressed_tensors.plan,
+        compressed_tensors.write,
+        compressed_tensors.REQUANTIZE,
+        "transformers with compressed-tensors, vLLM",
+        compressed_tensors.remarks,
+        package="compressed_tensors",
+    ),
+}
+
+
+def target(name: str) -> Target:
+    """Raises `UsageError` for a name that is not in `TARGETS`."""
+    if name not in TARGETS:
+        raise UsageError(f"there is no export to {name!r}{did_you_mean(name, TARGETS)}")
+    return TARGETS[name]
