@@ -23,14 +23,14 @@ def test_outputs_that_pick_whole_rows(books: int, rows: int) -> None:
     codes = torch.randint(0, 8, (books, 40, 1), generator=draw, dtype=torch.uint8)
     weight = Codebook(codes, torch.randn(books, 8, 24, generator=draw).half())
     x, bias = torch.randn(rows, 24, generator=draw), torch.randn(40, generator=draw)
-    assert picks(x, weight) == (rows <= FEW)
+    assert picks(weight, x) == (rows <= FEW)
     _close(linear(x, weight, bias), through_dense(x, weight, bias))
 
 
 def test_short_entries_are_not_looked_up() -> None:
     draw = _draw()
     codes = torch.randint(0, 8, (1, 40, 3), generator=draw, dtype=torch.uint8)
-    assert not picks(torch.randn(1, 24, generator=draw), Codebook(codes, torch.randn(1, 8, 8, generator=draw).half()))
+    assert not picks(Codebook(codes, torch.randn(1, 8, 8, generator=draw).half()), torch.randn(1, 24, generator=draw))
 
 
 def test_a_rotation_turns_without_a_matrix() -> None:

@@ -27,7 +27,7 @@ def through_dense(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -
 FEW = 8  # rows of x up to which picking sums out of a table beats the product: the table is read once, the picks per row
 
 
-def picks(x: Tensor, weight: LinearWeight) -> TypeGuard[Codebook]:
+def picks(weight: LinearWeight, x: Tensor) -> TypeGuard[Codebook]:
     """Whether outputs are sums of entries that are whole rows, and x has few rows: then entries are multiplied, not outputs."""
     whole = isinstance(weight, Codebook) and weight.scale is None and weight.codebook.shape[-1] == weight.shape[1]
     return whole and x.numel() <= FEW * x.shape[-1]
@@ -61,7 +61,7 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None, leaf: Le
         return total
     if isinstance(weight, Rotated):
         return linear(transform(x, weight.block, weight.signs), weight.inner, bias, leaf)
-    if picks(x, weight):
+    if picks(weight, x):
         return _picked(x, weight, bias)
     if isinstance(weight, Rotation):
         y = inverse(x, weight.block, weight.signs)
