@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.core.errors import ModelError
+from trimtab.runtime.binary import signplanes, signstack
 from trimtab.runtime.errors import Unsupported
 from trimtab.runtime.folder import LARGEST, Bytes, Stored
-from trimtab.runtime.hadamard import base
+from trimtab.runtime.hadamard import base, rotation
+from trimtab.runtime.lattice import lattice
 from trimtab.runtime.native import native
 
 MOST_PARTS = 64
@@ -77,7 +79,7 @@ def plain(path: str, stored: Stored, transposed: bool = False) -> Weight:
 def take_rows(weight: Weight, rows: Rows) -> Weight:
     """The same weight with these of its outputs, in this order. rows: distinct, at least one."""
     spec = {**weight.spec, "shape": [len(rows), weight.shape[1]]}
-    if weight.kind == "masked":
+    if weight.kind in _WHOLE:
         return take_rows(unpacked(weight), rows)
     if weight.kind in ("sum", "chain", "rotated"):
         parts = [take_rows(p, rows) if i == 0 or weight.kind == "sum" else p for i, p in enumerate(parts_of(weight))]
@@ -293,7 +295,12 @@ _UNPACK: dict[str, Callable[[Weight], NDArray[Any]]] = {
     "nm": _nm,
     "masked": _masked,
     "pyramid": _pyramid,
+    "signplanes": signplanes,
+    "signstack": signstack,
+    "lattice": lattice,
+    "rotation": rotation,
 }
+_WHOLE = ("masked", "signplanes", "signstack", "lattice", "rotation")  # whose rows are no rows of their tensors
 
 
 def _codes(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint8]:
