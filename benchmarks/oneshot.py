@@ -97,8 +97,9 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     from trimtab.data.windows import evaluation_windows
     from trimtab.host.checkpoint import load
     from trimtab.host.compress import compress
-    from trimtab.host.gguf_import import history, resolve_model
+    from trimtab.host.model_assets import resolve_model
     from trimtab.host.provenance import commit, machine
+    from trimtab.host.source import history
     from trimtab.measure.perplexity import perplexity, token_losses
     from trimtab.measure.size import bits_per_weight
     from trimtab.tensors.products import fast_products

@@ -19,8 +19,9 @@ def prepare(given: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from trimtab.data.windows import calibration_windows, evaluation_windows
-    from trimtab.host.gguf_import import history, resolve_model
+    from trimtab.host.model_assets import resolve_model
     from trimtab.host.provenance import commit, machine
+    from trimtab.host.source import history
     from trimtab.tensors.products import fast_products
 
     folder = resolve_model(MODEL)
@@ -48,7 +49,7 @@ def compress(given: argparse.Namespace) -> dict[str, Any]:
         from trimtab.anatomy import Anatomy
         from trimtab.host.checkpoint import load
         from trimtab.host.compress import compress
-        from trimtab.host.gguf_import import resolve_model
+        from trimtab.host.model_assets import resolve_model
     torch.set_num_threads(given.threads)
     with gauge("load"):
         model, tokenizer = load(resolve_model(MODEL), dtype=getattr(torch, given.dtype))
@@ -73,7 +74,7 @@ def evaluate(given: argparse.Namespace) -> dict[str, Any]:
 
     from trimtab.anatomy import Anatomy
     from trimtab.host.checkpoint import load
-    from trimtab.host.gguf_import import resolve_model
+    from trimtab.host.model_assets import resolve_model
     from trimtab.measure.perplexity import perplexity, token_losses
     from trimtab.tensors.products import fast_products
 

@@ -1,7 +1,8 @@
-"""Writes docs/methods/: one page per method and an index, from what the methods say of themselves.
+"""Writes what follows from the code: docs/methods/, docs/choosing.md, and the stub that types `trimtab.methods`.
 
-Cards, docstrings, knobs and the ledger of claims are the only sources, so a page cannot say anything that the code does not.
-`--check` writes nothing and fails where a page is not what would be written. Methods of other packages are left out.
+Cards, docstrings, knobs, the ledger of claims and the benchmark of passes are the only sources, so a page cannot say anything
+that the code does not. `--check` writes nothing and fails where a file is not what would be written. Methods of other
+packages are left out.
 """
 
 import inspect
@@ -12,10 +13,25 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import choosing
 import yaml
+from measured import MODEL, Side, better, sides
+from stub import stub
 
 from trimtab.core.card import Card
-from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, LinearWeight, Method, ModelMethod, ProbeMethod, ScaleMethod
+from trimtab.core.kinds import (
+    Allocator,
+    ChannelMethod,
+    LinearMethod,
+    LinearWeight,
+    Method,
+    ModelMethod,
+    Original,
+    ProbeMethod,
+    Reference,
+    ScaleMethod,
+    Storage,
+)
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import get, ids, kind, room
@@ -24,8 +40,9 @@ from trimtab.measure.ledger import latest, read
 from trimtab.testing.checks_any import steered
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "docs" / "methods"
+FOLDER = Path("docs") / "methods"
 LEDGER = ROOT / "claims" / "ledger.jsonl"
+PASSES = ROOT / "benchmarks" / "results.jsonl"
 NOTICE = "<!-- Written by docs/generate.py from the code and the ledger; changes made here are lost. -->"
 FIDELITY = {
     "exact": "as published, up to what the docstring says",
@@ -38,39 +55,53 @@ Results = Mapping[tuple[str, str], Mapping[str, Any]]
 
 def main(words: Sequence[str] | None = None) -> int:
     options = ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--check", action="store_true", help="write nothing, fail if a page is stale")
-    options.add_argument("--folder", type=Path, default=FOLDER)
+    options.add_argument("--check", action="store_true", help="write nothing, fail if a file is stale")
+    options.add_argument("--root", type=Path, default=ROOT, help="where the files are")
     options.add_argument("--ledger", type=Path, default=LEDGER)
     given = options.parse_args(words)
-    wanted = pages(latest(read(given.ledger)))
+    wanted = files(latest(read(given.ledger)))
     if given.check:
-        stale = differing(given.folder, wanted)
-        print("\n".join(f"{given.folder / name} is stale; run `make docs`" for name in stale), end="\n" if stale else "")
+        stale = differing(given.root, wanted)
+        print("\n".join(f"{name} is stale; run `make docs`" for name in stale), end="\n" if stale else "")
         return 1 if stale else 0
-    write(given.folder, wanted)
+    write(given.root, wanted)
     return 0
 
 
-def differing(folder: Path, wanted: Mapping[str, str]) -> list[str]:
-    """Names of the pages that are missing, other than they should be, or of no method any more."""
-    there = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
-    return sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+def files(results: Results) -> dict[str, str]:
+    """Path below the root -> text, of everything that is written."""
+    made = {(FOLDER / name).as_posix(): text for name, text in pages(results).items()}
+    made["docs/choosing.md"] = choosing.page(results, choosing.read_passes(PASSES), NOTICE)
+    made["trimtab/methods/__init__.pyi"] = stub(_methods())
+    return made
 
 
-def write(folder: Path, wanted: Mapping[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in differing(folder, wanted):
+def differing(root: Path, wanted: Mapping[str, str]) -> list[str]:
+    """The files that are missing, other than they should be, or pages of no method any more."""
+    there = {path.relative_to(root).as_posix(): path for path in (root / FOLDER).glob("*.md")}
+    there |= {name: root / name for name in wanted if (root / name).exists()}
+    found = {name: path.read_text(encoding="utf-8") for name, path in there.items()}
+    return sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+
+
+def write(root: Path, wanted: Mapping[str, str]) -> None:
+    for name in differing(root, wanted):
         if name in wanted:
-            (folder / name).write_text(wanted[name], encoding="utf-8")
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(wanted[name], encoding="utf-8")
         else:
-            (folder / name).unlink()
+            (root / name).unlink()
 
 
 def pages(results: Results) -> dict[str, str]:
     """File name -> Markdown, of every page."""
-    methods = [get(id) for id in ids() if _is_ours(id)]
-    made = {f"{method.card.id}.md": _page(method, results) for method in methods}
+    methods, measured = _methods(), sides(results)
+    made = {f"{method.card.id}.md": _page(method, results, measured) for method in methods}
     return {"index.md": _index(methods, results), **made}
+
+
+def _methods() -> list[type[Method]]:
+    return [get(id) for id in ids() if _is_ours(id)]
 
 
 def _is_ours(id: str) -> bool:
@@ -96,7 +127,7 @@ def _counted(card: Card, results: Results) -> str:
     return ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or ("baseline" if card.baseline else "-")
 
 
-def _page(method: type[Method], results: Results) -> str:
+def _page(method: type[Method], results: Results, measured: Sequence[Side]) -> str:
     card = method.card
     lines = [NOTICE, "", f"# {card.id}", "", f"{card.title}. {_paper(card)}.", ""]
     lines += [f"{room(card.id)}, kind {kind(method)}. Fidelity: {card.fidelity}, {FIDELITY[card.fidelity]}.", ""]
@@ -107,6 +138,8 @@ def _page(method: type[Method], results: Results) -> str:
     lines += ["", "## Knobs", "", *_knobs(method()), "", *_example(method)]
     if card.claims:
         lines += ["", "## Claims", "", *_claims(card, results)]
+    if limits := list(_limits(method(), results, measured)):
+        lines += ["", "## When not to use it", "", *(f"- {limit}" for limit in limits)]
     return "\n".join(lines) + "\n"
 
 
@@ -179,6 +212,35 @@ def _claims(card: Card, results: Results) -> Iterator[str]:
     yield from table(COMPARED, (compared(c, r, status(r)) for c, r in found))
     notes = [f"- {claim.name}: {claim.note}" for claim in card.claims if claim.note]
     yield from ["", *notes] if notes else []
+
+
+def _limits(made: Method, results: Results, measured: Sequence[Side]) -> Iterator[str]:
+    """What speaks against it, as far as declarations and the ledger tell."""
+    card = made.card
+    if card.baseline:
+        yield "Where quality matters: it is what others are measured against"
+    yield from _overtaken(made, measured)
+    for claim in card.claims:
+        result = results.get((card.id, claim.name))
+        if status(result) in ("fails", "not run"):
+            yield f"Counting on {quoted(claim)}: {status(result)}" + (" here" if result else " yet")
+    needs = [] if isinstance(made, ProbeMethod) else made.needs
+    if Reference in needs:
+        yield "Without the model that this one was fine-tuned from (`base`)"
+    if [need for need in needs if need not in (Original, Storage, Reference)]:
+        yield "Without text like what the model will read: it looks at activations"
+    if isinstance(made, LinearMethod) and LinearWeight not in made.takes:
+        yield f"After a step that gives something else than {_formats(made.takes)}"
+
+
+def _overtaken(made: Method, measured: Sequence[Side]) -> Iterator[str]:
+    """Where the best recipe with this method was worse than another without it that takes no more bits."""
+    own = [side for side in measured if made.card.id in side.methods()]
+    best = next(iter(own), None)
+    other = best and better(best, (side for side in measured if made.card.id not in side.methods()))
+    if best and other:
+        found = f"`{best.recipe}` has perplexity {best.shown()} at {best.bits:.2f} bits per weight, the best measured with it"
+        yield f"{found}; `{other.recipe}` has {other.shown()} at {other.bits:.2f} ({MODEL.removeprefix('asset:')})"
 
 
 def _paper(card: Card) -> str:

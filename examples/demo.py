@@ -16,7 +16,7 @@ import trimtab
 from trimtab.cli.progress import working
 from trimtab.core.recipe import Calibration, Recipe
 from trimtab.core.report import Measurement
-from trimtab.host.gguf_import import resolve_model
+from trimtab.host.model_assets import resolve_model
 from trimtab.measure import measure
 from trimtab.measure.size import file_bytes
 from trimtab.measure.text import generate

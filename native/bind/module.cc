@@ -18,6 +18,7 @@ namespace nb = nanobind;
 using namespace trimtab;
 
 void bind_session(nb::module_& module);
+void bind_passes(nb::module_& module);
 
 namespace {
 
@@ -71,6 +72,30 @@ Matrix rounded(const Flat& weight, const std::string& dtype, int64_t out, int64_
   return Matrix::rounded(w, store, out, in, bits, group_size);
 }
 
+// Nothing survives in a matrix whose values are empty.
+Matrix masked(const Flat& values, const Flat& bitmap, const std::string& dtype, int64_t out, int64_t in) {
+  const Bytes v = bytes(values), b = bytes(bitmap);
+  const Store store = plain(dtype);
+  const nb::gil_scoped_release unlocked;
+  return Matrix::masked(v, b, store, out, in);
+}
+
+Matrix some_of(const Flat& values, const Flat& positions, const std::string& dtype, int64_t out, int64_t in, int64_t n,
+               int64_t m) {
+  const Bytes v = bytes(values), p = bytes(positions);
+  const Store store = plain(dtype);
+  const nb::gil_scoped_release unlocked;
+  return Matrix::some_of(v, p, store, out, in, n, m);
+}
+
+Matrix codebook(const Flat& codes, const Flat& book, const std::optional<Flat>& scale, int64_t out, int64_t in, int64_t books,
+                int64_t entries, int64_t dim, int64_t group_size) {
+  const Bytes c = bytes(codes), b = bytes(book), s = scale ? bytes(*scale) : Bytes{};
+  if (scale && !s.data) throw std::invalid_argument("scale is empty; leave it out where there is none");
+  const nb::gil_scoped_release unlocked;
+  return Matrix::codebook(c, b, s, out, in, books, entries, dim, group_size);
+}
+
 std::string shape(const char* name, std::size_t rows, std::size_t columns) {
   return std::string(name) + " [" + std::to_string(rows) + ", " + std::to_string(columns) + "]";
 }
@@ -114,6 +139,10 @@ const char* kind(const Matrix& m) {
       return "float32";
     case Store::float16:
       return "float16";
+    case Store::sparse:
+      return "sparse";
+    case Store::books:
+      return "codebook";
     default:
       return "bfloat16";
   }
@@ -133,6 +162,13 @@ NB_MODULE(trimtab_native, module) {
       .def_static("bfloats", bfloats, nb::arg("weight").noconvert(), nb::arg("dtype"), nb::arg("out"), nb::arg("inputs"))
       .def_static("rounded", rounded, nb::arg("weight").noconvert(), nb::arg("dtype"), nb::arg("out"), nb::arg("inputs"),
                   nb::arg("bits"), nb::arg("group_size"))
+      .def_static("masked", masked, nb::arg("values").noconvert(), nb::arg("bitmap").noconvert(), nb::arg("dtype"),
+                  nb::arg("out"), nb::arg("inputs"))
+      .def_static("some_of", some_of, nb::arg("values").noconvert(), nb::arg("positions").noconvert(), nb::arg("dtype"),
+                  nb::arg("out"), nb::arg("inputs"), nb::arg("n"), nb::arg("m"))
+      .def_static("codebook", codebook, nb::arg("codes").noconvert(), nb::arg("codebook").noconvert(),
+                  nb::arg("scale").none().noconvert(), nb::arg("out"), nb::arg("inputs"), nb::arg("books"), nb::arg("entries"),
+                  nb::arg("dim"), nb::arg("group_size"))
       .def_prop_ro("shape", [](const Matrix& m) { return nb::make_tuple(m.tiles().out, m.tiles().in); })
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def_prop_ro("kind", kind);
@@ -142,4 +178,5 @@ NB_MODULE(trimtab_native, module) {
   module.def("instruction_sets", instruction_sets);
   module.def("cores", cores);
   bind_session(module);
+  bind_passes(module);
 }

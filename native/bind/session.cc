@@ -113,6 +113,19 @@ std::vector<int32_t> make_tokens(Session& session, Sampler& sampler, int64_t cou
   return made;
 }
 
+std::vector<std::vector<int32_t>> make_together(const std::vector<std::shared_ptr<Session>>& sessions,
+                                                const std::vector<std::shared_ptr<Sampler>>& samplers, int64_t count,
+                                                const std::vector<int32_t>& stop) {
+  std::vector<Session*> each;
+  std::vector<Sampler*> theirs;
+  for (const auto& session : sessions) each.push_back(session.get());
+  for (const auto& sampler : samplers) theirs.push_back(sampler.get());
+  std::vector<std::vector<int32_t>> made;
+  const nb::gil_scoped_release unlocked;
+  Session::generate_together(each, theirs, count, stop, made);
+  return made;
+}
+
 }  // namespace
 
 void bind_session(nb::module_& module) {
@@ -196,8 +209,10 @@ void bind_session(nb::module_& module) {
            nb::arg("chunk"))
       .def("read", read_tokens, nb::arg("ids").noconvert(), nb::arg("logits").none().noconvert(), nb::arg("every"))
       .def("generate", make_tokens, nb::arg("sampler"), nb::arg("count"), nb::arg("stop"))
+      .def("another", [](const Session& s) { return std::shared_ptr<Session>(s.another()); })
       .def("truncate", &Session::truncate, nb::arg("length"))
       .def_prop_ro("length", &Session::length)
       .def_prop_ro("threads", [](const Session& s) { return s.options().threads; })
       .def_prop_ro("cache_bytes", &Session::cache_bytes);
+  module.def("together", make_together, nb::arg("sessions"), nb::arg("samplers"), nb::arg("count"), nb::arg("stop"));
 }

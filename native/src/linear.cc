@@ -5,13 +5,38 @@
 
 #include "trimtab/pool.h"
 
+#if defined(TRIMTAB_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#if defined(TRIMTAB_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace trimtab {
 namespace {
 
 // Below this many bytes of weights, waking another thread takes longer than the work.
 constexpr int64_t kWorthAThread = 24 << 10;
 
+#if defined(TRIMTAB_ARM)
+bool has_dotprod() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & (1ul << 20)) != 0;  // HWCAP_ASIMDDP
+#elif defined(__APPLE__)
+  int there = 0;
+  std::size_t size = sizeof(there);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &size, nullptr, 0) == 0 && there;
+#else
+  return false;
+#endif
+}
+#endif
+
 bool has(const std::string& name) {
+#if defined(TRIMTAB_ARM)
+  if (name == "neon") return true;
+  if (name == "dotprod") return has_dotprod();
+#endif
 #if defined(TRIMTAB_X86)
   __builtin_cpu_init();  // answers for what the operating system saves, too
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -26,6 +51,8 @@ bool has(const std::string& name) {
 std::vector<const Kernels*> built() {
 #if defined(TRIMTAB_X86)
   return {&kScalar, &kAvx2, &kAvx512};
+#elif defined(TRIMTAB_ARM)
+  return {&kScalar, &kNeon, &kDotprod};
 #else
   return {&kScalar};
 #endif
@@ -74,12 +101,9 @@ Batch sized(const Tiles& m, int64_t tokens, int digits) {
   return b;
 }
 
-// Whether this product can be taken from bfloat16 activations without rounding them.
-bool as_bfloats([[maybe_unused]] const Tiles& m, [[maybe_unused]] const float* x, [[maybe_unused]] int64_t tokens,
-                [[maybe_unused]] const Kernels& k) {
-#if defined(TRIMTAB_X86)
-  if (m.store != Store::bfloat16 || tokens < 2 || m.tiles < 3) return false;
-  if (!k.bfloats || !__builtin_cpu_supports("avx512bf16")) return false;
+// Whether nothing is lost when the activations of this product become bfloat16.
+bool as_bfloats(const Tiles& m, const float* x, int64_t tokens, const Kernels& k) {
+  if (tokens < 2 || !takes_bfloats(m, k)) return false;
   for (int64_t t = 0; t < tokens; ++t) {
     uint32_t lost = 0;
     for (int64_t i = 0; i < m.in; ++i) {
@@ -90,12 +114,17 @@ bool as_bfloats([[maybe_unused]] const Tiles& m, [[maybe_unused]] const float* x
     if (lost) return false;
   }
   return true;
+}
+
+}  // namespace
+
+bool takes_bfloats([[maybe_unused]] const Tiles& m, [[maybe_unused]] const Kernels& k) {
+#if defined(TRIMTAB_X86)
+  return m.store == Store::bfloat16 && m.tiles >= 3 && k.bfloats && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif
 }
-
-}  // namespace
 
 int64_t fast_scratch(const Tiles& m, int64_t tokens) {
   if (tokens == 1) return 0;
@@ -105,7 +134,7 @@ int64_t fast_scratch(const Tiles& m, int64_t tokens) {
 }
 
 int64_t batch_bytes(const Tiles& m, int64_t tokens, int digits) {
-  if (m.store == Store::bfloat16) return ceil_to(tokens, kWidestBundle) * ceil_to(m.in, 2) * 2;
+  if (m.store == Store::bfloat16) return ceil_to(ceil_to(tokens, kWidestBundle) * ceil_to(m.in, 2) * 2, kVector);
   const Parts parts(m, sized(m, tokens, digits), m.groups);
   return parts.q + 3 * parts.blocks + parts.groups + parts.tables;
 }
@@ -127,7 +156,10 @@ Batch lay_out(const Tiles& m, int64_t tokens, int digits, uint8_t* memory) {
   return b;
 }
 
-int64_t exact_scratch(int64_t tokens) { return ceil_to((tokens + kStrip) * kRows * 4 + kStrip * kRows, kVector); }
+int64_t exact_scratch(const Tiles& m, int64_t tokens) {
+  const int64_t codes = m.store == Store::books ? m.parts * kRows * (codes_at_once(m) + 4) : kStrip * kRows;
+  return ceil_to((tokens + kStrip + 4) * kRows * 4 + codes, kVector);
+}
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
@@ -151,6 +183,9 @@ const Functions& functions([[maybe_unused]] const Kernels& kernels) {
   if (&kernels == &kAvx512) return kAvx512Functions;
   if (&kernels == &kAvx2) return kAvx2Functions;
 #endif
+#if defined(TRIMTAB_ARM)
+  if (&kernels != &kScalar) return kNeonFunctions;
+#endif
   return kScalarFunctions;
 }
 
@@ -164,7 +199,7 @@ void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* b
   Pool& pool = Pool::shared();
   Workspace& space = workspace();
   const bool floats = m.store == Store::codes ? activations == Activations::exact : !as_bfloats(m, x, tokens, k);
-  const int64_t each = floats ? exact_scratch(tokens) : fast_scratch(m, tokens);
+  const int64_t each = floats ? exact_scratch(m, tokens) : fast_scratch(m, tokens);
   space.scratch.grow(static_cast<std::size_t>(each * threads));
   uint8_t* const scratch = space.scratch.data();
   // Small chunks, so that a thread that is held up holds up little; whole sheaves where tiles are unpacked together.

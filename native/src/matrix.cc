@@ -4,120 +4,13 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <initializer_list>
 #include <limits>
 #include <new>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
-#include "trimtab/pool.h"
+#include "repack.h"
 
 namespace trimtab {
 namespace {
-
-constexpr int64_t kLargest = int64_t{1} << 31;  // per dimension: beyond any matrix that exists
-
-[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
-
-void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high)
-    refuse(std::string(name) + " must be from " + std::to_string(low) + " to " + std::to_string(high) + ", got " +
-           std::to_string(value));
-}
-
-void check_shape(int64_t out, int64_t in) {
-  check_range("out", out, 1, kLargest);
-  check_range("in", in, 1, kLargest);
-}
-
-int64_t groups_of(int64_t in, int64_t group) {
-  check_range("group_size", group, 1, kLargest);
-  if (in % group) refuse("group_size " + std::to_string(group) + " does not divide in=" + std::to_string(in));
-  return in / group;
-}
-
-// The product must fit: dimensions that come from a damaged file may be anything.
-int64_t product(std::initializer_list<int64_t> factors) {
-  int64_t total = 1;
-  for (const int64_t factor : factors)
-    if (__builtin_mul_overflow(total, factor, &total)) refuse("the sizes are larger than any memory; the weight is damaged");
-  return total;
-}
-
-void check_size(const char* name, Bytes given, std::initializer_list<int64_t> factors) {
-  const int64_t expected = product(factors);
-  if (given.size == expected && given.data) return;
-  refuse(std::string(name) + " has " + std::to_string(given.size) + " bytes, its sizes need " + std::to_string(expected) +
-         "; the weight is damaged");
-}
-
-const uint8_t* at(Bytes bytes, int64_t index) { return static_cast<const uint8_t*>(bytes.data) + index; }
-
-int64_t packed_width(int64_t n, int64_t bits) { return (n * bits + 7) / 8; }
-
-// A row of a little-endian bit stream, one code per byte.
-void unpack(const uint8_t* row, int64_t bytes, int bits, int64_t n, uint8_t* codes) {
-  const uint32_t mask = (1u << bits) - 1;
-  uint64_t window = 0;
-  int held = 0;
-  int64_t at = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    if (held < bits) {
-      for (; held <= 56 && at < bytes; held += 8) window |= uint64_t{row[at++]} << held;
-    }
-    codes[i] = static_cast<uint8_t>(window & mask);
-    window >>= bits;
-    held -= bits;
-  }
-}
-
-// Puts quad number `quad` (4 columns of one row, a byte each) into the vectors of its granule. fields.inc is the reverse.
-void place(uint8_t* granule, int bits, int64_t quad, int64_t row, uint32_t codes) {
-  // `width` bits from bit `from` of every code to bit `to` of the bytes of a vector.
-  auto put = [&](int64_t vector, int width, int from, int64_t to) {
-    uint32_t word;
-    uint8_t* const at = granule + vector * kVector + row * 4;
-    std::memcpy(&word, at, 4);
-    word |= ((codes >> from) & (((1u << width) - 1) * 0x01010101u)) << to;
-    std::memcpy(at, &word, 4);
-  };
-  if (bits == 8) return put(quad, 8, 0, 0);
-  if (bits == 3 && quad < 6) return put(quad / 2, 3, 0, quad % 2 * 3);
-  if (bits == 3) {
-    put((quad - 6) * 2, 2, 0, 6);
-    return put(1, 1, 2, quad);
-  }
-  const int64_t quads = granule_of(bits) / 4;
-  int64_t first = 0;
-  int from = 0;
-  for (int width = 4; width; width /= 2) {
-    if (!(bits & width)) continue;
-    const int64_t each = 8 / width;  // quads per vector
-    put(first + quad / each, width, from, quad % each * width);
-    first += quads / each;
-    from += width;
-  }
-}
-
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-float number(uint32_t bits) {
-  float made;
-  std::memcpy(&made, &bits, 4);
-  return made;
-}
-
-// What is too small for a normal number counts as 0.
-float from_half(uint16_t half) {
-  const uint32_t sign = (half & 0x8000u) << 16, size = half & 0x7fffu;
-  if (size < 0x400u) return number(sign);
-  return number(sign | (size >= 0x7c00u ? size << 13 | 0x7f800000u : (size << 13) + 0x38000000u));
-}
 
 // To the nearest; beyond the range, to its end.
 uint16_t to_half(float x) {
@@ -136,6 +29,20 @@ float stored(const uint8_t* from, int64_t index, Store store) {
   uint16_t half;
   std::memcpy(&half, from + 2 * index, 2);
   return store == Store::bfloat16 ? number(uint32_t{half} << 16) : from_half(half);
+}
+
+// Whether every plane counts exactly twice as much as the one before it, in all groups: then they are the bits of one code.
+bool doubling(const uint8_t* scale, int64_t row_groups, int64_t count) {
+  for (int64_t i = 0; i < row_groups; ++i) {
+    for (int64_t j = 0; j < count; ++j) {
+      uint16_t first, half;
+      std::memcpy(&first, scale + i * count * 2, 2);
+      std::memcpy(&half, scale + (i * count + j) * 2, 2);
+      const int size = first & 0x7fff, power = static_cast<int>(j) << 10;
+      if (size == 0 ? half != first : size < 0x400 || size + power >= 0x7c00 || half != first + power) return false;
+    }
+  }
+  return true;
 }
 
 struct Repack {
@@ -179,22 +86,20 @@ struct Repack {
   }
 };
 
-// work(row, values) for all rows; values: room for a row of unpacked codes.
-template <class Work>
-void for_each_row(const Tiles& tiles, Work&& work) {
-  const int threads = cores();
-  std::vector<uint8_t> memory(static_cast<std::size_t>(tiles.in * threads));
-  Pool::shared().run(threads, tiles.tiles, 1, [&](int64_t begin, int64_t end, int worker) {
-    for (int64_t row = begin * kRows; row < end * kRows && row < tiles.out; ++row) work(row, memory.data() + worker * tiles.in);
-  });
-}
-
 }  // namespace
 
-void Matrix::allocate() {
-  if (tiles_.tile_bytes > std::numeric_limits<int64_t>::max() / 2 / tiles_.tiles) throw std::bad_alloc();
-  memory_ = Buffer(static_cast<std::size_t>(bytes()));
+// Room for these bytes and for a vector that begins among the last of them, all zeros.
+void Matrix::allocate(int64_t bytes) {
+  memory_ = Buffer::lasting(static_cast<std::size_t>(bytes + kVector));
+  std::memset(memory_.data(), 0, static_cast<std::size_t>(bytes + kVector));
   tiles_.data = memory_.data();
+  bytes_ = bytes;
+}
+
+void Matrix::allocate_tiles() {
+  tiles_.tiles = ceil_to(tiles_.out, kRows) / kRows;
+  if (tiles_.tile_bytes > std::numeric_limits<int64_t>::max() / 2 / tiles_.tiles) throw std::bad_alloc();
+  allocate(tiles_.tiles * tiles_.tile_bytes);
 }
 
 void Matrix::lay_out_codes(int64_t bits, int64_t parts, Offset offset, int64_t group) {
@@ -210,10 +115,8 @@ void Matrix::lay_out_codes(int64_t bits, int64_t parts, Offset offset, int64_t g
   const int64_t added = offset == Offset::middle ? 0 : offset == Offset::zero ? 1 : 2;
   t.header_bytes = ceil_to(t.super * kRows * (2 * parts + added), kVector);
   t.part_bytes = t.padded * 2 * bits;
-  t.tiles = ceil_to(t.out, kRows) / kRows;
   t.tile_bytes = ceil_to(t.groups, t.super) / t.super * t.header_bytes + t.groups * parts * t.part_bytes;
-  allocate();
-  std::memset(memory_.data(), 0, static_cast<std::size_t>(bytes()));
+  allocate_tiles();
 }
 
 Matrix Matrix::grouped(Bytes codes, Bytes scale, Bytes zero, int64_t out, int64_t in, int64_t bits, int64_t group) {
@@ -244,8 +147,7 @@ Matrix Matrix::grouped(Bytes codes, Bytes scale, Bytes zero, int64_t out, int64_
 Matrix Matrix::rounded(Bytes weight, Store store, int64_t out, int64_t in, int64_t bits, int64_t group) {
   check_shape(out, in);
   check_range("bits", bits, 2, 8);
-  const int64_t groups = groups_of(in, group), each = store == Store::float32 ? 4 : 2;
-  if (store == Store::codes) refuse("only float32, float16 and bfloat16 can be rounded");
+  const int64_t groups = groups_of(in, group), each = check_plain(store);
   check_size("weight", weight, {out, in, each});
 
   Matrix made;
@@ -289,14 +191,19 @@ Matrix Matrix::bitplanes(Bytes planes, Bytes scale, Bytes offset, int64_t out, i
   Matrix made;
   made.tiles_.out = out;
   made.tiles_.in = in;
-  made.lay_out_codes(1, count, Offset::free, group);
+  const bool whole = count > 1 && doubling(at(scale, 0), out * groups, count);
+  whole ? made.lay_out_codes(count, 1, Offset::free, group) : made.lay_out_codes(1, count, Offset::free, group);
   const Repack to{made.tiles_, made.memory_.data()};
   for_each_row(made.tiles_, [&](int64_t row, uint8_t* values) {
+    std::vector<uint8_t> codes(static_cast<std::size_t>(whole ? in : 0));
     for (int64_t j = 0; j < count; ++j) {
       unpack(at(planes, (j * out + row) * width), width, 1, in, values);
-      to.row(row, j, values);
+      for (std::size_t c = 0; c < codes.size(); ++c) codes[c] = static_cast<uint8_t>(codes[c] | values[c] << j);
+      if (!whole) to.row(row, j, values);
+      if (whole && j) continue;
       for (int64_t g = 0; g < groups; ++g) std::memcpy(to.scale(row, g, j), at(scale, ((row * groups + g) * count + j) * 2), 2);
     }
+    if (whole) to.row(row, 0, codes.data());
     for (int64_t g = 0; g < groups; ++g) std::memcpy(to.offset(row, g, 2), at(offset, (row * groups + g) * 2), 2);
   });
   return made;
@@ -305,16 +212,13 @@ Matrix Matrix::bitplanes(Bytes planes, Bytes scale, Bytes offset, int64_t out, i
 void Matrix::lay_out_plain(Store store) {
   Tiles& t = tiles_;
   t.store = store;
-  t.tiles = ceil_to(t.out, kRows) / kRows;
   t.tile_bytes = ceil_to(ceil_to(t.in, store == Store::bfloat16 ? 2 : 1) * kRows * (store == Store::float32 ? 4 : 2), kVector);
-  allocate();
-  std::memset(memory_.data(), 0, static_cast<std::size_t>(bytes()));
+  allocate_tiles();
 }
 
 Matrix Matrix::dense(Bytes weight, Store store, int64_t out, int64_t in) {
   check_shape(out, in);
-  if (store == Store::codes) refuse("dense holds float32, float16 or bfloat16");
-  const int64_t each = store == Store::float32 ? 4 : 2;
+  const int64_t each = check_plain(store);
   check_size("weight", weight, {out, in, each});
 
   Matrix made;
@@ -331,8 +235,7 @@ Matrix Matrix::dense(Bytes weight, Store store, int64_t out, int64_t in) {
 
 Matrix Matrix::bfloats(Bytes weight, Store store, int64_t out, int64_t in) {
   check_shape(out, in);
-  if (store == Store::codes) refuse("only float32, float16 and bfloat16 can be rounded");
-  check_size("weight", weight, {out, in, store == Store::float32 ? 4 : 2});
+  check_size("weight", weight, {out, in, check_plain(store)});
 
   Matrix made;
   made.tiles_.out = out;

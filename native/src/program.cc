@@ -5,10 +5,22 @@
 namespace trimtab {
 namespace {
 
+// What activations are rounded to before they enter a product.
+struct Rounding {
+  Activations activations;
+  const Kernels& kernels;
+
+  // The head sees few tokens, and what it rounds nothing evens out: where it is plain, it stays exact.
+  bool applies(const Tiles& matrix, int out) const {
+    if (activations == Activations::exact) return false;
+    return matrix.store == Store::codes || (out != Program::kLogits && takes_bfloats(matrix, kernels));
+  }
+};
+
 // The steps that one group of weights with a common start needs. Weights that are plain matrices need one.
 class Group {
  public:
-  Group(Program& program, Activations activations) : program_(program), activations_(activations) {}
+  Group(Program& program, const Rounding& rounding) : program_(program), rounding_(rounding) {}
 
   // out (+)= weight applied to input.
   void add(const Linear& weight, const Input& input, int out, bool onto) {
@@ -65,10 +77,10 @@ class Group {
     const int index = static_cast<int>(known - step.inputs.begin());
     if (known == step.inputs.end()) step.inputs.push_back(input);
     int integers = -1;
-    if (activations_ != Activations::exact && matrix.store == Store::codes) {
+    if (rounding_.applies(matrix, out)) {
       const auto same = [&](const Integers& i) {
-        return i.input == index && i.layout->group == matrix.group && i.layout->padded == matrix.padded &&
-               planes(*i.layout) == planes(matrix);
+        return i.input == index && i.layout->store == matrix.store && i.layout->group == matrix.group &&
+               i.layout->padded == matrix.padded && planes(*i.layout) == planes(matrix);
       };
       const auto form = std::find_if(step.integers.begin(), step.integers.end(), same);
       integers = static_cast<int>(form - step.integers.begin());
@@ -81,7 +93,7 @@ class Group {
   }
 
   Program& program_;
-  Activations activations_;
+  const Rounding& rounding_;
   std::vector<Step> steps_;
   int temporaries_ = 0;
 };
@@ -96,12 +108,12 @@ Input from(int buffer, int64_t width, const Norm* norm = nullptr) {
 
 class Builder {
  public:
-  Builder(Program& program, const Model& model, Activations activations)
-      : program_(program), model_(model), activations_(activations) {}
+  Builder(Program& program, const Model& model, const Rounding& rounding)
+      : program_(program), model_(model), rounding_(rounding) {}
 
   void layer(int64_t index) {
     const Layer& l = model_.layers[static_cast<std::size_t>(index)];
-    Group qkv(program_, activations_);
+    Group qkv(program_, rounding_);
     const Input start = from(Program::kHidden, model_.width(), &l.before_attention);
     qkv.add(l.q, start, Program::kQ, false);
     qkv.add(l.k, start, Program::kK, false);
@@ -130,7 +142,7 @@ class Builder {
 
   void head() {
     program_.body = program_.steps.size();
-    Group group(program_, activations_);
+    Group group(program_, rounding_);
     group.add(model_.head, from(Program::kHidden, model_.width(), &model_.last), Program::kLogits, false);
     group.finish();
   }
@@ -152,7 +164,7 @@ class Builder {
 
   void wide_part(const Layer& l) {
     const Input start = from(Program::kHidden, model_.width(), &l.before_mlp);
-    Group group(program_, activations_);
+    Group group(program_, rounding_);
     if (l.gate.there()) group.add(l.gate, start, Program::kGate, false);
     group.add(l.up, start, Program::kUp, false);
     group.finish();
@@ -160,7 +172,7 @@ class Builder {
 
   // hidden += weight(input), or its norm.
   void join(const Linear& weight, const Input& input, const Norm& after, int64_t index) {
-    Group group(program_, activations_);
+    Group group(program_, rounding_);
     group.add(weight, input, after.there ? Program::kBranch : Program::kHidden, !after.there);
     const std::size_t first = program_.steps.size();
     group.finish();
@@ -176,7 +188,7 @@ class Builder {
 
   Program& program_;
   const Model& model_;
-  Activations activations_;
+  const Rounding& rounding_;
 };
 
 }  // namespace
@@ -186,13 +198,14 @@ bool Input::operator==(const Input& other) const {
          head == other.head && rotations == other.rotations && width == other.width;
 }
 
-Program::Program(const Model& model, Activations activations) {
+Program::Program(const Model& model, Activations activations, const Kernels& kernels) {
   widths.assign(kFirstOfCompositions, 0);
   widths[kHidden] = widths[kBranch] = model.width();
   Step begin;
   begin.kind = Step::Kind::begin;
   steps.push_back(begin);
-  Builder builder(*this, model, activations);
+  const Rounding rounding{activations, kernels};
+  Builder builder(*this, model, rounding);
   for (std::size_t i = 0; i < model.layers.size(); ++i) builder.layer(static_cast<int64_t>(i));
   builder.head();
 }

@@ -11,7 +11,6 @@
 namespace trimtab {
 namespace {
 
-constexpr int64_t kMostSplits = 16;        // of the positions that one token looks at
 constexpr int64_t kChunkBytes = 64 << 10;  // of weights that a thread takes at once, at most
 
 Activations checked(const Model& model, Activations activations) {
@@ -26,7 +25,7 @@ Session::Session(std::shared_ptr<const Model> model, const Kernels& kernels, con
       kernels_(kernels),
       functions_(functions(kernels)),
       options_(options),
-      program_(*model_, checked(*model_, options.activations)),
+      program_(*model_, checked(*model_, options.activations), kernels),
       cache_(*model_, options.kept) {
   options_.threads = std::min(std::max(options.threads, 1), cores());
   options_.chunk = std::min<int64_t>(std::max<int64_t>(options.chunk, 1), 4096);
@@ -34,9 +33,8 @@ Session::Session(std::shared_ptr<const Model> model, const Kernels& kernels, con
   for (const Rope& rope : model_->ropes) most_turns_ = std::max(most_turns_, static_cast<int64_t>(rope.frequency.size()));
   for (int i = 0; i < options_.threads; ++i) workers_.push_back(std::make_unique<Worker>(widest_head_));
   logits_ = Buffer(size(model_->vocabulary() * 4));
-  int64_t heads = 0;
-  for (const Layer& l : model_->layers) heads = std::max(heads, l.heads);
-  splits_ = Buffer(size(heads * kMostSplits * (widest_head_ + 2) * 4));
+  for (const Layer& l : model_->layers) most_heads_ = std::max(most_heads_, l.heads);
+  splits_ = Buffer(size(most_heads_ * kMostSplits * (widest_head_ + 2) * 4));
   make_room(1);
 }
 
@@ -48,8 +46,10 @@ void Session::make_room(int64_t tokens) {
   for (std::size_t i = 0; i < buffers_.size(); ++i)
     if (static_cast<int>(i) != Program::kLogits) buffers_[i].grow(size(program_.widths[i] * tokens * 4));
   turns_.grow(size(static_cast<int64_t>(model_->ropes.size()) * tokens * most_turns_ * 2 * 4));
+  const Seat somebody;
   Run run;
   run.tokens = tokens;
+  run.seats = &somebody;  // which takes the most room
   int64_t spare = 0, memory = 0, scratch = 0;
   for (std::size_t i = 0; i < program_.steps.size(); ++i) {
     const Step& step = program_.steps[i];
@@ -58,7 +58,7 @@ void Session::make_room(int64_t tokens) {
     for (const Input& input : step.inputs)
       if (!input.rotations.empty()) scratch = std::max(scratch, input.width * 4);
     for (const Product& p : step.products)
-      scratch = std::max({scratch, p.integers < 0 ? exact_scratch(tokens) : fast_scratch(*p.matrix, tokens)});
+      scratch = std::max({scratch, exact_scratch(*p.matrix, tokens), fast_scratch(*p.matrix, tokens)});
   }
   scratch = std::max(scratch, program_.widths[Program::kHidden] * 4);
   spare_.grow(size(spare));
@@ -118,6 +118,49 @@ void Session::generate(Sampler& sampler, int64_t count, const std::vector<int32_
   }
 }
 
+bool Session::belongs(const Session& other) const {
+  return model_ == other.model_ && &kernels_ == &other.kernels_ && options_.threads == other.options_.threads &&
+         options_.activations == other.options_.activations && options_.kept == other.options_.kept;
+}
+
+void Session::generate_together(const std::vector<Session*>& sessions, const std::vector<Sampler*>& samplers, int64_t count,
+                                const std::vector<int32_t>& stop, std::vector<std::vector<int32_t>>& made) {
+  if (sessions.empty() || samplers.size() != sessions.size())
+    throw std::invalid_argument("there must be sessions, and as many samplers");
+  std::vector<std::unique_lock<std::mutex>> locks;
+  for (std::size_t i = 0; i < sessions.size(); ++i) {
+    if (std::find(sessions.begin(), sessions.begin() + static_cast<std::ptrdiff_t>(i), sessions[i]) -
+            sessions.begin() < static_cast<std::ptrdiff_t>(i) || !sessions[0]->belongs(*sessions[i]))
+      throw std::invalid_argument("sessions that go on together are different ones, made by `another`");
+    locks.emplace_back(sessions[i]->busy_, std::try_to_lock);
+    if (!locks.back().owns_lock()) throw std::runtime_error("the session is in use by another thread; open one per thread");
+    if (sessions[i]->history_.empty())
+      throw std::invalid_argument("there is nothing to continue; a prompt needs at least one token");
+  }
+  made.assign(sessions.size(), {});
+  std::vector<std::size_t> going;
+  for (std::size_t i = 0; i < sessions.size(); ++i) going.push_back(i);
+  for (int64_t step = 0; step < count; ++step) {
+    const auto full = [&](std::size_t i) { return sessions[i]->length() >= sessions[i]->model_->context; };
+    going.erase(std::remove_if(going.begin(), going.end(), full), going.end());
+    if (going.empty()) return;
+    std::vector<Session*> silent;
+    for (const std::size_t i : going)
+      if (!sessions[i]->has_logits_) silent.push_back(sessions[i]);
+    sessions[0]->step_together(silent);
+    const auto said = [&](std::size_t i) {
+      Session& s = *sessions[i];
+      const int64_t known = std::min(s.model_->vocabulary(), s.model_->embedding.rows);
+      const int32_t id = samplers[i]->pick(reinterpret_cast<float*>(s.logits_.data()), known, s.history_, s.functions_);
+      s.has_logits_ = false;
+      s.history_.push_back(id);
+      made[i].push_back(id);
+      return std::find(stop.begin(), stop.end(), id) != stop.end();
+    };
+    going.erase(std::remove_if(going.begin(), going.end(), said), going.end());
+  }
+}
+
 void Session::truncate(int64_t length) {
   const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
   if (!lock.owns_lock()) throw std::runtime_error("the session is in use by another thread; open one per thread");
@@ -152,18 +195,72 @@ void Session::catch_up(float* logits, bool every) {
       if (!every) now.tokens = 1;
       if (head) run(now, program_.body, program_.steps.size());
     }
-    if (head) {
-      for (int64_t t = 0; t < now.tokens; ++t, logits += vocabulary) {
-        if (model_->logit_scale != 1)
-          for (int64_t i = 0; i < vocabulary; ++i) logits[i] *= model_->logit_scale;
-        if (model_->logit_softcap > 0) functions_.cap(logits, model_->logit_softcap, vocabulary);
-        if (std::isnan(functions_.largest(logits, vocabulary)))
-          throw std::runtime_error("the logits of position " + std::to_string(now.position + now.offset + t) +
-                                   " are not finite numbers; the model is damaged or overflows");
-      }
-    }
+    for (int64_t t = 0; head && t < now.tokens; ++t, logits += vocabulary) finish(logits, now.position + now.offset + t);
     read_ = last ? length() : read_ + std::min(options_.chunk, length() - read_);
   }
+}
+
+// What comes after the head.
+void Session::finish(float* logits, int64_t position) const {
+  const int64_t vocabulary = model_->vocabulary();
+  if (model_->logit_scale != 1)
+    for (int64_t i = 0; i < vocabulary; ++i) logits[i] *= model_->logit_scale;
+  if (model_->logit_softcap > 0) functions_.cap(logits, model_->logit_softcap, vocabulary);
+  if (std::isnan(functions_.largest(logits, vocabulary)))
+    throw std::runtime_error("the logits of position " + std::to_string(position) +
+                             " are not finite numbers; the model is damaged or overflows");
+}
+
+// Gives all of these sessions the logits of their last tokens. Those that have read everything before it do so together.
+void Session::step_together(const std::vector<Session*>& sessions) {
+  std::vector<Seat> seats;
+  for (Session* const s : sessions) {
+    s->read_ = std::min(s->read_, s->length() - 1);
+    if (s->read_ < s->length() - 1) {
+      s->catch_up(reinterpret_cast<float*>(s->logits_.data()), false);
+      s->has_logits_ = true;
+      continue;
+    }
+    s->cache_.grow(s->length());
+    seats.push_back({s, s->read_, splits_at(s->read_)});
+  }
+  if (seats.size() == 1) {
+    Session& s = *seats[0].session;
+    s.catch_up(reinterpret_cast<float*>(s.logits_.data()), false);
+    s.has_logits_ = true;
+  }
+  if (seats.size() < 2) return;
+  const int64_t vocabulary = model_->vocabulary();
+  std::vector<int32_t> ids;
+  Run now;
+  now.tokens = static_cast<int64_t>(seats.size());
+  for (const Seat& seat : seats) {
+    ids.push_back(seat.session->history_.back());
+    now.splits = std::max(now.splits, seat.splits);
+  }
+  now.ids = ids.data();
+  now.seats = seats.data();
+  make_room(now.tokens);
+  splits_.grow(size(now.tokens * most_heads_ * kMostSplits * (widest_head_ + 2) * 4));
+  together_.grow(size(now.tokens * vocabulary * 4));
+  now.logits = reinterpret_cast<float*>(together_.data());
+  run(now, 0, program_.steps.size());
+  for (std::size_t i = 0; i < seats.size(); ++i) {
+    Session& s = *seats[i].session;
+    std::memcpy(s.logits_.data(), now.logits + static_cast<int64_t>(i) * vocabulary, size(vocabulary * 4));
+    s.finish(reinterpret_cast<float*>(s.logits_.data()), seats[i].position);
+    s.read_ = s.length();
+    s.has_logits_ = true;
+  }
+}
+
+// How many parts the positions are in that a token at `position` looks at.
+int64_t Session::splits_at(int64_t position) const {
+  if (options_.threads == 1) return 1;
+  int64_t heads = kMostSplits;
+  for (const Layer& l : model_->layers) heads = std::min(heads, l.kv_heads);
+  const int64_t wanted = (4 * options_.threads + heads - 1) / heads, pages = (position + 1) / kPage;
+  return std::max<int64_t>(1, std::min({wanted, pages / 2, kMostSplits}));
 }
 
 Phase Session::main_phase(const Run& run, const Step& step) const {
@@ -175,18 +272,13 @@ Phase Session::main_phase(const Run& run, const Step& step) const {
   }
   if (step.kind != Step::Kind::attention) return {0, 1};
   const Layer& l = layer(step);
-  if (run.tokens == 1) return {l.kv_heads * run.splits, 1};
+  if (run.few()) return {run.tokens * l.kv_heads * run.splits, 1};
   const int64_t each = std::max<int64_t>(1, kMostQueries / (l.heads / l.kv_heads));
   return {l.kv_heads * ((run.tokens + each - 1) / each), 1};
 }
 
 void Session::run(Run run, std::size_t first, std::size_t last) {
-  if (run.tokens == 1 && options_.threads > 1) {
-    int64_t heads = kMostSplits;
-    for (const Layer& l : model_->layers) heads = std::min(heads, l.kv_heads);
-    const int64_t wanted = (4 * options_.threads + heads - 1) / heads, pages = (run.position + 1) / kPage;
-    run.splits = std::max<int64_t>(1, std::min({wanted, pages / 2, kMostSplits}));
-  }
+  if (run.tokens == 1) run.splits = splits_at(run.position);
   phases_.clear();
   const int64_t shares = std::max<int64_t>(1, run.tokens / (options_.threads * 8));
   for (std::size_t i = first; i < last; ++i) {
@@ -236,7 +328,7 @@ void Session::prepare(const Run& run, const Step& step, int64_t begin, int64_t e
 void Session::work(const Run& run, const Step& step, int64_t begin, int64_t end, Worker& worker, int64_t stamp) {
   if (step.kind == Step::Kind::attention) {
     for (int64_t item = begin; item < end; ++item)
-      run.tokens == 1 ? attend_one(run, step, item, worker) : attend_many(run, step, item, worker);
+      run.few() ? attend_one(run, step, item, worker) : attend_many(run, step, item, worker);
     return;
   }
   // The inputs of one token are so little that every thread makes its own rather than wait for another.
@@ -253,7 +345,7 @@ float* Session::turns(const Run& run, int64_t rope, int64_t token) const {
 
 void Session::begin_token(const Run& run, int64_t token) {
   const Model& m = *model_;
-  const int64_t width = m.width(), position = run.position + token;
+  const int64_t width = m.width(), position = run.at(token);
   float* const to = buffer(Program::kHidden) + token * width;
   m.embedding.row(run.ids[token], to);
   if (m.embedding_scale != 1)
@@ -301,9 +393,10 @@ void Session::make_inputs(const Run& run, const Step& step, uint8_t* memory, int
   }
   for (std::size_t i = 0; i < step.integers.size(); ++i) {
     const Integers& form = step.integers[i];
+    if (run.few() && form.layout->store != Store::codes) continue;
     const Input& input = step.inputs[size(form.input)];
     const float* const x = own(run, input) ? reinterpret_cast<const float*>(memory + place(run, step, size(form.input)))
-                                           : buffer(input.buffer) + run.offset * input.width;
+                                           : buffer(input.buffer) + run.first_row(input) * input.width;
     const Batch batch =
         lay_out(*form.layout, run.tokens, static_cast<int>(options_.activations), memory + integers_place(run, step, i));
     kernels_.quantize(*form.layout, x, batch, begin, end);
@@ -311,7 +404,7 @@ void Session::make_inputs(const Run& run, const Step& step, uint8_t* memory, int
 }
 
 void Session::make_input(const Run& run, const Input& input, int64_t token, float* to, uint8_t* scratch) const {
-  const int64_t row = run.offset + token, n = input.width;
+  const int64_t row = run.first_row(input) + token, n = input.width;
   const float* const x = buffer(input.buffer) + row * n;
   if (input.norm) {
     const Norm& norm = *input.norm;
@@ -320,8 +413,8 @@ void Session::make_input(const Run& run, const Input& input, int64_t token, floa
   } else if (input.curved) {
     std::memcpy(to, input.gate < 0 ? x : buffer(input.gate) + row * n, size(n * 4));
     functions_.activate(input.curve, to, input.gate < 0 ? nullptr : x, n);
-  } else if (input.head && run.splits > 1) {
-    merge_splits(run, input, to);
+  } else if (input.head && run.splits_of(token) > 1) {
+    merge_splits(input, parts_of(token), run.splits_of(token), to);
   } else {
     std::memcpy(to, x, size(n * 4));
   }
@@ -335,10 +428,10 @@ void Session::multiply(const Run& run, const Step& step, uint8_t* memory, int64_
     if (first >= last) continue;
     float* const out = p.out == Program::kLogits ? run.logits : buffer(p.out);
     float* const y = p.add ? reinterpret_cast<float*>(spare_.data()) + p.spare * run.tokens : out;
-    if (p.integers < 0) {
+    if (exact(run, p)) {
       const Input& input = step.inputs[size(p.input)];
       const float* const x = own(run, input) ? reinterpret_cast<const float*>(memory + place(run, step, size(p.input)))
-                                             : buffer(input.buffer) + run.offset * input.width;
+                                             : buffer(input.buffer) + run.first_row(input) * input.width;
       kernels_.exact(m, x, run.tokens, p.bias, y, first, last, scratch);
     } else {
       const Batch batch = lay_out(m, run.tokens, static_cast<int>(options_.activations),

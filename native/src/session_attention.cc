@@ -28,30 +28,34 @@ void Session::take_head(const Run& run, const Layer& l, const Norm& norm, const 
 
 void Session::keep(const Run& run, const Step& step, int64_t token, int64_t head, Worker& worker) {
   const Layer& l = layer(step);
-  const int64_t row = token * l.kv_heads * l.dim + head * l.dim, position = run.position + token;
+  const int64_t row = token * l.kv_heads * l.dim + head * l.dim, position = run.at(token);
   take_head(run, l, l.k_norm, buffer(Program::kK) + row, token, worker.key);
   std::memcpy(worker.value, buffer(Program::kV) + row, size(l.dim * 4));
   std::fill(worker.value + l.dim, worker.value + padded_head(l.dim), 0.0f);
-  functions_.keep(cache_.kept(), worker.key, worker.value, padded_head(l.dim), cache_.block(step.layer, head, position / kPage),
+  const Cache& cache = cache_of(run, token);
+  functions_.keep(cache.kept(), worker.key, worker.value, padded_head(l.dim), cache.block(step.layer, head, position / kPage),
                 position % kPage);
 }
 
-// One token: a head and a range of positions. The one that has the last position puts the token's own key there first.
+// One token of a conversation: a head and a range of positions. Where there is no other token, the one that has the last position
+// puts the token's own key there first.
 void Session::attend_one(const Run& run, const Step& step, int64_t item, Worker& worker) {
   const Layer& l = layer(step);
-  const int64_t head = item / run.splits, split = item % run.splits, limit = run.position + 1;
+  const int64_t split = item % run.splits, head = item / run.splits % l.kv_heads, token = item / run.splits / l.kv_heads;
+  const int64_t splits = run.splits_of(token), limit = run.at(token) + 1;
+  if (split >= splits) return;
   const int64_t start = l.window ? std::max<int64_t>(0, limit - l.window) : 0;
   const int64_t page = start / kPage, pages = (limit - 1) / kPage + 1 - page;
-  const int64_t begin = std::max(start, (page + pages * split / run.splits) * kPage);
-  const int64_t end = std::min(limit, (page + pages * (split + 1) / run.splits) * kPage);
-  if (split == run.splits - 1) keep(run, step, 0, head, worker);
+  const int64_t begin = std::max(start, (page + pages * split / splits) * kPage);
+  const int64_t end = std::min(limit, (page + pages * (split + 1) / splits) * kPage);
+  if (!run.seats && split == splits - 1) keep(run, step, 0, head, worker);
   for (int64_t j = 0; j < kMostQueries; ++j) {
     worker.first[j] = begin;
     worker.last[j] = end;
   }
   const int64_t queries = l.heads / l.kv_heads;
   for (int64_t i = 0; i < queries; i += kMostQueries)
-    attend(run, step, {head * queries + i, std::min(kMostQueries, queries - i), 0, 1, split}, worker);
+    attend(run, step, {head * queries + i, std::min(kMostQueries, queries - i), token, 1, split}, worker);
 }
 
 // A head and some tokens next to each other.
@@ -83,13 +87,15 @@ void Session::attend(const Run& run, const Step& step, const Queries& q, Worker&
   const int64_t begin = *std::min_element(worker.first, worker.first + rows);
   const int64_t end = *std::max_element(worker.last, worker.last + rows);
   const int64_t shared = q.first_head / (l.heads / l.kv_heads);
-  functions_.attend({cache_.kept(), dim, cache_.blocks(step.layer, shared), begin, end, rows, worker.q, worker.first, worker.last,
+  const Cache& cache = cache_of(run, q.first_token);
+  functions_.attend({cache.kept(), dim, cache.blocks(step.layer, shared), begin, end, rows, worker.q, worker.first, worker.last,
                    l.softcap, worker.most, worker.total, worker.sums, worker.scores});
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t token = q.first_token + r / q.heads, head = q.first_head + r % q.heads;
     const float* const sums = worker.sums + r * dim;
-    if (run.splits > 1) {
-      float* const part = reinterpret_cast<float*>(splits_.data()) + (head * run.splits + q.split) * (dim + 2);
+    const int64_t splits = run.splits_of(token);
+    if (splits > 1) {
+      float* const part = parts_of(token) + (head * splits + q.split) * (dim + 2);
       part[0] = worker.most[r];
       part[1] = worker.total[r];
       std::memcpy(part + 2, sums, size(dim * 4));
@@ -100,15 +106,19 @@ void Session::attend(const Run& run, const Step& step, const Queries& q, Worker&
   }
 }
 
-void Session::merge_splits(const Run& run, const Input& input, float* to) const {
+float* Session::parts_of(int64_t token) const {
+  return reinterpret_cast<float*>(splits_.data()) + token * most_heads_ * kMostSplits * (widest_head_ + 2);
+}
+
+void Session::merge_splits(const Input& input, const float* of_head, int64_t splits, float* to) const {
   const int64_t dim = padded_head(input.head);
   for (int64_t head = 0; head < input.width / input.head; ++head, to += input.head) {
-    const float* const parts = reinterpret_cast<const float*>(splits_.data()) + head * run.splits * (dim + 2);
+    const float* const parts = of_head + head * splits * (dim + 2);
     float most = -1e30f, total = 0;
-    for (int64_t s = 0; s < run.splits; ++s)
+    for (int64_t s = 0; s < splits; ++s)
       if (!(parts[s * (dim + 2)] <= most)) most = parts[s * (dim + 2)];
     std::fill(to, to + input.head, 0.0f);
-    for (int64_t s = 0; s < run.splits; ++s) {
+    for (int64_t s = 0; s < splits; ++s) {
       const float* const part = parts + s * (dim + 2);
       const float weight = std::exp(part[0] - most);
       total += weight * part[1];

@@ -4,6 +4,8 @@
 
 namespace trimtab {
 
+constexpr int64_t kMostSplits = 16;  // of the positions that one token looks at
+
 inline std::size_t size(int64_t n) { return static_cast<std::size_t>(n); }
 
 // What one thread has to itself.

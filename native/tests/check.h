@@ -15,4 +15,5 @@ int64_t draw(Random& random, int64_t low, int64_t high);
 
 }  // namespace check
 
+void passes_tests(check::Random& random, int rounds);
 void session_tests(check::Random& random, int rounds);

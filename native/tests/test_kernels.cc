@@ -115,9 +115,18 @@ Case grouped(Random& random, int64_t out, int64_t in, int64_t bits, int64_t grou
           std::move(dense)};
 }
 
-Case bitplanes(Random& random, int64_t out, int64_t in, int64_t count, int64_t group) {
+// whole: every plane counts twice as much as the one before it.
+Case bitplanes(Random& random, int64_t out, int64_t in, int64_t count, int64_t group, bool whole) {
   const int64_t groups = in / group, width = width_of(in, 1);
   const Exact planes = random_bytes(random, count * out * width), scale = random_halves(random, out * groups * count);
+  for (int64_t i = 0; whole && i < out * groups; ++i) {
+    uint16_t first;
+    std::memcpy(&first, scale.data.get() + i * count * 2, 2);
+    for (int64_t j = 0; j < count; ++j) {
+      const auto doubled = static_cast<uint16_t>((first & 0x7fff) < 0x400 ? 0 : first + (j << 10));
+      std::memcpy(scale.data.get() + (i * count + j) * 2, &doubled, 2);
+    }
+  }
   const Exact offset = random_halves(random, out * groups);
   std::vector<double> dense(static_cast<std::size_t>(out * in));
   for (int64_t r = 0; r < out; ++r)
@@ -128,7 +137,7 @@ Case bitplanes(Random& random, int64_t out, int64_t in, int64_t count, int64_t g
         w += half(scale, g * count + j) * static_cast<double>(code(planes, j * out + r, width, 1, c));
       dense[static_cast<std::size_t>(r * in + c)] = w;
     }
-  return {"planes " + std::to_string(count),
+  return {(whole ? "doubling planes " : "planes ") + std::to_string(count),
           Matrix::bitplanes(planes.bytes(), scale.bytes(), offset.bytes(), out, in, count, group), std::move(dense)};
 }
 
@@ -153,6 +162,102 @@ Case plain(Random& random, int64_t out, int64_t in, Store store) {
       for (int j = 0; j < 2; ++j) bytes.data[i * 2 + j] = static_cast<uint8_t>(word >> (16 + 8 * j));
   }
   return {"plain", Matrix::dense(bytes.bytes(), store, out, in), std::move(dense)};
+}
+
+double plain_value(const Exact& bytes, int64_t index, Store store) {
+  if (store == Store::float16) return half(bytes, index);
+  uint32_t word = 0;
+  if (store == Store::float32)
+    std::memcpy(&word, bytes.data.get() + index * 4, 4);
+  else
+    word = static_cast<uint32_t>(bytes.data[index * 2] | bytes.data[index * 2 + 1] << 8) << 16;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+
+// Numbers of this type, none of them infinite.
+Exact random_plain(Random& random, int64_t n, Store store) {
+  if (store == Store::float16) return random_halves(random, n);
+  const int64_t each = store == Store::float32 ? 4 : 2;
+  Exact made(n * each);
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = std::normal_distribution<float>()(random);
+    const auto* const word = reinterpret_cast<const uint8_t*>(&value);
+    std::memcpy(made.data.get() + i * each, word + 4 - each, static_cast<std::size_t>(each));
+  }
+  return made;
+}
+
+Case masked(Random& random, int64_t out, int64_t in, Store store) {
+  const int64_t width = width_of(in, 1), share = draw(random, 0, 10);
+  Exact bitmap = random_bytes(random, out * width);  // the bits behind a row say nothing
+  int64_t kept = 0;
+  for (int64_t r = 0; r < out; ++r)
+    for (int64_t c = 0; c < in; ++c) {
+      uint8_t& byte = bitmap.data[r * width + c / 8];
+      const bool stays = draw(random, 0, 9) < share;
+      byte = static_cast<uint8_t>((byte & ~(1 << c % 8)) | stays << c % 8);
+      kept += stays;
+    }
+  const Exact values = random_plain(random, kept, store);
+  std::vector<double> dense;
+  for (int64_t r = 0, next = 0; r < out; ++r)
+    for (int64_t c = 0; c < in; ++c) dense.push_back(code(bitmap, r, width, 1, c) ? plain_value(values, next++, store) : 0.0);
+  return {"masked", Matrix::masked(values.bytes(), bitmap.bytes(), store, out, in), std::move(dense)};
+}
+
+void put_code(Exact& bytes, int64_t row, int64_t width, int64_t bits, int64_t index, int64_t value) {
+  for (int64_t j = 0; j < bits; ++j) {
+    const int64_t at = index * bits + j;
+    uint8_t& byte = bytes.data[row * width + at / 8];
+    byte = static_cast<uint8_t>((byte & ~(1 << at % 8)) | (value >> j & 1) << at % 8);
+  }
+}
+
+int64_t bits_for(int64_t count) {
+  int64_t bits = 1;
+  while (int64_t{1} << bits < count) ++bits;
+  return bits;
+}
+
+Case some_of(Random& random, int64_t out, int64_t m, int64_t groups, Store store) {
+  const int64_t n = draw(random, 1, m - 1), in = m * groups, bits = bits_for(m), width = width_of(groups * n, bits);
+  const Exact values = random_plain(random, out * groups * n, store);
+  Exact positions = random_bytes(random, out * width);
+  std::vector<double> dense(static_cast<std::size_t>(out * in), 0.0);
+  for (int64_t r = 0; r < out; ++r)
+    for (int64_t g = 0; g < groups; ++g) {
+      int64_t chosen = 0;
+      for (int64_t p = 0; p < m; ++p) {
+        if (draw(random, 0, m - p - 1) >= n - chosen) continue;
+        put_code(positions, r, width, bits, g * n + chosen, p);
+        dense[static_cast<std::size_t>(r * in + g * m + p)] = plain_value(values, (r * groups + g) * n + chosen++, store);
+      }
+    }
+  return {"some of " + std::to_string(m), Matrix::some_of(values.bytes(), positions.bytes(), store, out, in, n, m), dense};
+}
+
+Case codebook(Random& random, int64_t out, int64_t dim, int64_t count, int64_t group) {
+  const int64_t in = dim * count, books = draw(random, 1, 3), groups = group ? in / group : 1;
+  const int64_t most[] = {16, 256, 32, 5};
+  const int64_t entries = draw(random, 2, most[draw(random, 0, 3)]), bits = bits_for(entries), width = width_of(count, bits);
+  Exact codes = random_bytes(random, books * out * width);
+  const Exact book = random_halves(random, books * entries * dim), scale = random_halves(random, out * groups);
+  for (int64_t r = 0; r < books * out; ++r)
+    for (int64_t v = 0; v < count; ++v) put_code(codes, r, width, bits, v, draw(random, 0, entries - 1));
+  std::vector<double> dense;
+  for (int64_t r = 0; r < out; ++r)
+    for (int64_t c = 0; c < in; ++c) {
+      float w = 0;
+      for (int64_t b = 0; b < books; ++b)
+        w += static_cast<float>(half(book, (b * entries + code(codes, b * out + r, width, bits, c / dim)) * dim + c % dim));
+      dense.push_back(group ? w * static_cast<float>(half(scale, r * groups + c / group)) : w);
+    }
+  return {"codebook of " + std::to_string(books) + " x " + std::to_string(entries) + " x " + std::to_string(dim),
+          Matrix::codebook(codes.bytes(), book.bytes(), group ? scale.bytes() : Bytes{}, out, in, books, entries, dim,
+                           group ? group : in),
+          std::move(dense)};
 }
 
 // Largest error of a row, in units of sum |w| max |x| (integers round relative to the largest of a block) or sum |w x|.
@@ -206,8 +311,15 @@ void products(Random& random, int rounds) {
     const int64_t out = draw(random, 1, 70), in = group * draw(random, 1, group > 64 ? 3 : 9);
     std::vector<Case> cases;
     for (int64_t bits = 2; bits <= 8; ++bits) cases.push_back(grouped(random, out, in, bits, group, draw(random, 0, 1)));
-    cases.push_back(bitplanes(random, out, in, draw(random, 1, 8), group));
+    for (const bool whole : {false, true}) cases.push_back(bitplanes(random, out, in, draw(random, 1, 8), group, whole));
     for (Store store : {Store::float32, Store::float16, Store::bfloat16}) cases.push_back(plain(random, out, in, store));
+    for (Store store : {Store::float32, Store::float16, Store::bfloat16}) cases.push_back(masked(random, out, in, store));
+    cases.push_back(some_of(random, out, draw(random, 0, 1) ? 4 : draw(random, 2, 256), draw(random, 1, 9),
+                            static_cast<Store>(draw(random, 1, 3))));
+    cases.push_back(codebook(random, out, 1, in, draw(random, 0, 1) ? group : 0));
+    const int64_t dim = draw(random, 0, 9) ? draw(random, 0, 1) ? 8 : draw(random, 2, 40) : draw(random, 200, 600);
+    cases.push_back(codebook(random, out, dim, draw(random, 1, 50), 0));
+    cases.push_back(codebook(random, out, dim, 6, 3 * (dim % 2 ? dim : dim / 2)));  // groups may end inside of a run
     for (const Case& c : cases)
       for (const std::string& name : instruction_sets())
         for (Activations activations : {Activations::exact, Activations::int8, Activations::int16})
@@ -258,6 +370,31 @@ void damaged() {
   refused("huge planes", [&] { Matrix::bitplanes(b, b, b, huge, huge, 8, 1); });
   refused("huge floats", [&] { Matrix::dense(b, Store::float32, huge, huge); });
   refused("short bfloats", [&] { Matrix::bfloats(b, Store::float32, 2, 2); });
+  const Exact zeros(64);
+  std::memset(zeros.data.get(), 0, 64);
+  const Bytes z{zeros.data.get(), 64};
+  for (const int64_t bad : {int64_t{0}, int64_t{-1}, huge + 1, INT64_MAX, INT64_MIN}) {
+    refused("rows of a mask", [&] { Matrix::masked(b, b, Store::float32, bad, 8); });
+    refused("columns of a mask", [&] { Matrix::masked(b, b, Store::float32, 7, bad); });
+    refused("n", [&] { Matrix::some_of(b, b, Store::float16, 4, 64, bad, 4); });
+    refused("m", [&] { Matrix::some_of(b, b, Store::float16, 4, 64, 1, bad); });
+    refused("books", [&] { Matrix::codebook(z, z, none, 4, 8, bad, 16, 1, 8); });
+    refused("entries", [&] { Matrix::codebook(z, z, none, 4, 8, 1, bad, 1, 8); });
+    refused("dim", [&] { Matrix::codebook(z, z, none, 4, 8, 1, 16, bad, 8); });
+    refused("group of a codebook", [&] { Matrix::codebook(z, z, z, 4, 8, 1, 16, 1, bad); });
+  }
+  refused("huge mask", [&] { Matrix::masked(b, b, Store::float32, huge, huge); });
+  refused("huge pattern", [&] { Matrix::some_of(b, b, Store::float32, huge, huge, 1, 4); });
+  refused("huge codebook", [&] { Matrix::codebook(z, z, none, huge, huge, 64, 256, 1, huge); });
+  refused("fewer values than marks", [&] { Matrix::masked({z.data, 60}, {"\xff\xff", 2}, Store::float32, 2, 8); });
+  refused("more values than marks", [&] { Matrix::masked(z, {"\xff\x7f", 2}, Store::float32, 2, 8); });
+  refused("positions that repeat", [&] { Matrix::some_of(z, {z.data, 4}, Store::float32, 4, 8, 2, 4); });
+  refused("positions beyond the pattern", [&] { Matrix::some_of({z.data, 8}, {"\x07", 1}, Store::float32, 1, 6, 1, 3); });
+  refused("codes beyond the entries", [&] { Matrix::codebook({"\x37", 1}, {z.data, 20}, none, 1, 4, 1, 5, 2, 4); });
+  refused("groups without scales", [&] { Matrix::codebook({z.data, 32}, {z.data, 32}, none, 4, 16, 1, 16, 1, 8); });
+  refused("a codebook of another size", [&] { Matrix::codebook({z.data, 32}, {z.data, 30}, none, 4, 16, 1, 16, 1, 16); });
+  for (const Store store : {Store::codes, Store::sparse, Store::books})
+    refused("no type of numbers", [&] { Matrix::masked(z, {"\xff\xff", 2}, store, 2, 8); });
   refused("group that does not divide", [&] { Matrix::grouped(b, b, none, 4, 64, 4, 33); });
   refused("codes as plain", [&] { Matrix::dense(b, Store::codes, 1, 1); });
   refused("instruction set", [&] { kernels("sse9"); });
@@ -283,6 +420,11 @@ void fuzz(Random& random, int rounds) {
     attempt(right && bits >= 2 && bits <= 8 && a.size == out * width_of(in, bits) && b.size == 2 * out * groups &&
                 c.size == out * width_of(groups, bits),
             [&] { return Matrix::grouped(a.bytes(), b.bytes(), c.bytes(), out, in, bits, group); });
+    const bool sparse = out > 0 && in > 0 && in % 4 == 0;
+    attempt(sparse && a.size == out * in && c.size == out * width_of(in / 4, 2),
+            [&] { return Matrix::some_of(a.bytes(), c.bytes(), Store::float32, out, in, 1, 4); });
+    attempt(out > 0 && in > 0 && bits > 1 && bits < 9 && a.size == out * width_of(in, bits) && b.size == 2 << bits,
+            [&] { return Matrix::codebook(a.bytes(), b.bytes(), {}, out, in, 1, int64_t{1} << bits, 1, in); });
     attempt(right && bits >= 1 && bits <= 8 && a.size == bits * out * width_of(in, 1) && b.size == 2 * out * groups * bits &&
                 c.size == 2 * out * groups,
             [&] { return Matrix::bitplanes(a.bytes(), b.bytes(), c.bytes(), out, in, bits, group); });
@@ -339,6 +481,7 @@ int main(int count, char** arguments) {
   fuzz(random, 100 * rounds);
   pool(300 * rounds);
   phases(100 * rounds);
+  passes_tests(random, rounds);
   session_tests(random, rounds);
   for (int round = 0; round < rounds; ++round) narrowed(random);
   products(random, rounds);

@@ -34,15 +34,40 @@ Linear codes(Random& random, int64_t out, int64_t in, int64_t bits) {
   return Linear::leaf(std::make_shared<Matrix>(Matrix::rounded(bytes(w), Store::float32, out, in, bits, group)));
 }
 
+Linear sparse(Random& random, int64_t out, int64_t in) {
+  std::vector<uint8_t> bitmap(static_cast<std::size_t>(out * ((in + 7) / 8)));
+  int64_t kept = 0;
+  for (int64_t r = 0; r < out; ++r)
+    for (int64_t c = 0; c < in; ++c) {
+      if (draw(random, 0, 1)) continue;
+      bitmap[static_cast<std::size_t>(r * ((in + 7) / 8) + c / 8)] |= static_cast<uint8_t>(1 << c % 8);
+      ++kept;
+    }
+  const Numbers values = gaussian(random, kept, 1 / std::sqrt(static_cast<float>(in)));
+  return Linear::leaf(std::make_shared<Matrix>(
+      Matrix::masked(bytes(values), {bitmap.data(), static_cast<int64_t>(bitmap.size())}, Store::float32, out, in)));
+}
+
+Linear palette(Random& random, int64_t out, int64_t in) {
+  std::vector<uint8_t> codes(static_cast<std::size_t>(out * ((in + 1) / 2)));
+  for (uint8_t& byte : codes) byte = static_cast<uint8_t>(draw(random, 0, 255));
+  uint16_t book[16];
+  for (uint16_t& half : book) half = static_cast<uint16_t>(draw(random, 0, 1) << 15 | draw(random, 0x2c00, 0x3000));
+  return Linear::leaf(std::make_shared<Matrix>(
+      Matrix::codebook({codes.data(), static_cast<int64_t>(codes.size())}, {book, 32}, {}, out, in, 1, 16, 1, in)));
+}
+
 // Any form of a weight, with a bias now and then.
 Linear weight(Random& random, int64_t out, int64_t in) {
-  const int64_t rank = draw(random, 1, 9), form = draw(random, 0, 5);
+  const int64_t rank = draw(random, 1, 9), form = draw(random, 0, 7);
   Linear made = form == 0   ? plain(random, out, in)
                 : form == 1 ? Linear::sum({codes(random, out, in, 3),
                                            Linear::chain({plain(random, out, rank), plain(random, rank, in)})})
                 : form == 2 && in % 4 == 0
                     ? Linear::rotated(codes(random, out, in, 5), {4, 1, Numbers(static_cast<std::size_t>(in), -1.0f), {}})
-                    : codes(random, out, in, draw(random, 2, 8));
+                : form == 3 ? sparse(random, out, in)
+                : form == 4 ? palette(random, out, in)
+                            : codes(random, out, in, draw(random, 2, 8));
   if (draw(random, 0, 2) == 0) made.bias = gaussian(random, out, 0.1f);
   return made;
 }
@@ -140,8 +165,11 @@ void reading(Random& random, const std::string& set) {
   Numbers at_once(static_cast<std::size_t>(count * wide)), last(static_cast<std::size_t>(wide));
   whole.read(ids.data(), count, at_once.data(), true);
   const int64_t first = std::max<int64_t>(0, count - 20);
-  if (first) stepped.read(ids.data(), first, nullptr, false);
   double worst = 0;
+  if (first) {
+    stepped.read(ids.data(), first, last.data(), false);
+    worst = apart(last, Numbers(at_once.begin() + (first - 1) * wide, at_once.begin() + first * wide));
+  }
   for (int64_t i = first; i < count; ++i) {
     stepped.read(ids.data() + i, 1, last.data(), false);
     worst = std::max(worst, apart(last, Numbers(at_once.begin() + i * wide, at_once.begin() + (i + 1) * wide)));
@@ -175,6 +203,66 @@ void together(Random& random) {
   talk(0);
   other.join();
   expect(made[0] == made[1] && made[0].size() == 40, "two sessions at the same time say the same");
+}
+
+// Several conversations of different lengths with one model say bit for bit what they say alone.
+void batches(Random& random, const std::string& set) {
+  const int64_t context = draw(random, 0, 3) ? 40 : 1400;
+  const auto example = ::example(random, context);
+  Options options;
+  options.threads = static_cast<int>(draw(random, 1, 3));
+  options.activations = static_cast<Activations>(draw(random, 0, 2));
+  options.kept = static_cast<Kept>(draw(random, 0, 2));
+  Session alone(model_of(example), kernels(set), options);
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<Sampler> samplers;
+  std::vector<std::vector<int32_t>> expected;
+  const int64_t count = draw(random, 1, 12);
+  const std::vector<int32_t> stop{static_cast<int32_t>(draw(random, 0, 4))};
+  for (int64_t i = draw(random, 1, 6); i > 0; --i) {
+    const auto ids = ids_of(random, example->model, draw(random, 1, context));
+    const Sampling sampling{draw(random, 0, 1) ? 0.0f : 0.9f, 0, 1, 1.1f, static_cast<uint64_t>(i)};
+    Sampler sampler(sampling);
+    const auto read = [&, again = draw(random, 0, 1)](Session& session) {
+      session.truncate(0);
+      session.read(ids.data(), static_cast<int64_t>(ids.size()), nullptr, false);
+      if (again) session.truncate(static_cast<int64_t>(ids.size()) - 1);
+      if (again) session.read(&ids.back(), 1, nullptr, false);
+    };
+    read(alone);
+    alone.generate(sampler, count, stop, expected.emplace_back());
+    sessions.push_back(alone.another());
+    read(*sessions.back());
+    samplers.emplace_back(sampling);
+  }
+  std::vector<Session*> each;
+  std::vector<Sampler*> theirs;
+  for (const auto& session : sessions) each.push_back(session.get());
+  for (Sampler& sampler : samplers) theirs.push_back(&sampler);
+  std::vector<std::vector<int32_t>> made;
+  Session::generate_together(each, theirs, count, stop, made);
+  expect(made == expected, set + ": " + std::to_string(each.size()) + " conversations together say what they say alone");
+  bool filled = true;
+  for (std::size_t i = 0; i < each.size(); ++i) filled = filled && each[i]->length() <= context;
+  expect(filled, set + ": no conversation is longer than the context");
+}
+
+void no_batches(Random& random) {
+  const auto example = ::example(random, 20), unlike = ::example(random, 20);
+  const int32_t id = 1;
+  Session session(model_of(example), kernels(""), {}), stranger(model_of(unlike), kernels(""), {});
+  const auto other = session.another();
+  Sampler sampler({0, 0, 1, 1, 0});
+  std::vector<std::vector<int32_t>> made;
+  session.read(&id, 1, nullptr, false);
+  stranger.read(&id, 1, nullptr, false);
+  refused("no sessions", [&] { Session::generate_together({}, {}, 1, {}, made); });
+  refused("too few samplers", [&] { Session::generate_together({&session}, {}, 1, {}, made); });
+  refused("an empty conversation", [&] { Session::generate_together({&session, other.get()}, {&sampler, &sampler}, 1, {}, made); });
+  refused("a session twice", [&] { Session::generate_together({&session, &session}, {&sampler, &sampler}, 1, {}, made); });
+  refused("another model", [&] { Session::generate_together({&session, &stranger}, {&sampler, &sampler}, 1, {}, made); });
+  Session::generate_together({&session}, {&sampler}, 2, {}, made);
+  expect(made.size() == 1 && made[0].size() == 2 && session.length() == 3, "a conversation may be alone");
 }
 
 void sampling(Random& random) {
@@ -244,7 +332,11 @@ void refusals(Random& random) {
 void session_tests(Random& random, int rounds) {
   refusals(random);
   sampling(random);
+  no_batches(random);
   for (int round = 0; round < rounds; ++round)
-    for (const std::string& set : instruction_sets()) reading(random, set);
+    for (const std::string& set : instruction_sets()) {
+      reading(random, set);
+      batches(random, set);
+    }
   for (int round = 0; round < 3; ++round) together(random);
 }

@@ -73,7 +73,7 @@ RECIPES = {
     "unknown key": ("trimtab: 1\nstepz: []\nsteps: [rtn]\n", "no field 'stepz'; did you mean 'steps'?"),
     "unknown calibration key": ("calibration: {tokns: 4}\nsteps: [rtn]\n", "did you mean 'tokens'?"),
     "bad value": ("steps: [{wanda: {sparsity: .nan}}]\n", "sparsity must be 0 to 0.99"),
-    "object": ("steps: !!python/object/apply:os.getcwd []\n", "not readable as YAML"),
+    "object": ("steps: !!python/object/apply:os.getcwd []\n", "tags are not allowed"),
     "steps that do not fit": ("steps: [hlq, gptq]\n", "gptq takes Dense or Masked"),
     "not a mapping": ("- rtn\n", "must be a mapping"),
 }

@@ -51,6 +51,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.tokenizer, self.asked, self.stop_after = byte_tokenizer(), list[str](), 1000
+        self.seeds = list[int]()
 
     def encode(self, text: str, special: bool) -> list[int]:
         self.asked.append(text)
@@ -65,6 +66,7 @@ class Echo:
         return "|".join(f"{m['role']}:{m['content']}" for m in messages)
 
     def say(self, ids, new_tokens, sampling, hear) -> None:
+        self.seeds.append(sampling.seed)
         for number, id in enumerate(ids[self.decode(ids).rindex(":") + 1 :]):
             if number == self.stop_after:
                 raise KeyboardInterrupt
@@ -104,6 +106,29 @@ def test_a_turn_that_fails_was_never_said(capsys) -> None:
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "trimtab: error: I do not take this (/reset forgets the conversation)\n"
+
+
+def test_every_turn_draws_with_a_seed_of_its_own(capsys) -> None:
+    one = Talk(Echo(), Sampling(temperature=1.0, seed=5), 50, None)
+    for line in ("hi", "refuse", "hi", "/reset", "hi"):
+        one.obey(line)
+    assert one.voice.seeds == [5, 6, 7]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_equal_turns_are_answered_differently_and_the_same_talk_alike(talkative, engine) -> None:
+    from typer.testing import CliRunner
+
+    from trimtab.cli.main import app
+
+    def talked(seed: int) -> str:
+        words = ["chat", str(talkative), "--engine", engine, "--new-tokens", "12", "--seed", str(seed), "-q"]
+        return CliRunner().invoke(app, words, input="hi\n/reset\nhi\n").stdout
+
+    said = talked(3)
+    half = len(said) // 2
+    assert said[:half] != said[half:]
+    assert talked(3) == said != talked(30)
 
 
 def test_a_command_that_there_is_not_is_explained_and_not_sent(capsys) -> None:
@@ -232,8 +257,7 @@ def test_keys_on_a_real_terminal(talkative) -> None:
     child = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True)
     os.close(theirs)
     _until(ours, "> ")
-    child.send_signal(signal.SIGINT)
-    _until(ours, "> ")
+    _interrupt(child, ours)
     os.write(ours, b"/quit please do not\n")  # a line that only begins like a command
     said = _until(ours, "> ")
     os.write(ours, b"\x04")
@@ -243,11 +267,20 @@ def test_keys_on_a_real_terminal(talkative) -> None:
     assert "Traceback" not in said
 
 
-def _until(terminal: int, word: str | None) -> str:
-    """What a terminal shows until `word` is in it, or until its program has gone."""
-    said, end = "", time.monotonic() + 100
+def _interrupt(child: subprocess.Popen, terminal: int) -> None:
+    """Ctrl-C until there is another prompt: the first may come between a prompt and the reading of what is typed."""
+    for _ in range(20):
+        child.send_signal(signal.SIGINT)
+        if "> " in _until(terminal, "> ", 5):
+            return
+    raise AssertionError("Ctrl-C at the prompt brings no other one")
+
+
+def _until(terminal: int, word: str | None, seconds: float = 100) -> str:
+    """What a terminal shows until `word` is in it, until its program has gone, or for so long."""
+    said, end = "", time.monotonic() + seconds
     with suppress(OSError):  # a terminal whose program has gone cannot be read
-        while (word is None or word not in said) and select.select([terminal], [], [], end - time.monotonic())[0]:
+        while (word is None or word not in said) and select.select([terminal], [], [], max(0, end - time.monotonic()))[0]:
             piece = os.read(terminal, 4096)
             if not piece:
                 break

@@ -152,7 +152,7 @@ def test_methods_list(trimtab):
     listed = json.loads(trimtab("methods", "--json", "--ledger", "nowhere.jsonl").stdout)
     assert [entry["id"] for entry in listed] == ids()
     for entry in listed:
-        assert entry.keys() == {"id", "room", "kind", "title", "paper", "fidelity", "claims"}
+        assert entry.keys() == {"id", "room", "kind", "title", "paper", "fidelity", "claims", "knobs"}
         assert all(claim.keys() == {"name", "left", "relation", "right", "published"} for claim in entry["claims"])
         assert f" {entry['id']} " in told.stdout
 

@@ -44,3 +44,24 @@ def _until(terminal: int, word: str | None) -> str:
                 break
             said += piece.decode(errors="replace")
     return said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_stopped_work_is_taken_up_by_the_same_command(model, text, tmp_path, number, code):
+    words = ["compress", model, "-o", tmp_path / "out", "--method", "gptq", "--text", text, "--tokens", "45000", "--length", "90"]
+    words += ["--checkpoint-every", "0"]
+    command = [sys.executable, "-c", "from trimtab.cli.main import run; run()", *map(str, words)]
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as child:
+        while not (tmp_path / "out.partial" / "CURRENT").exists():
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.send_signal(number)
+        stdout, said = child.communicate(timeout=100)
+    assert child.returncode == code, said
+    assert stdout == ""
+    assert said.splitlines()[-1] == "trimtab: stopped; the same command goes on from what is kept in out.partial"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.partial"]
+    done = subprocess.run(command, capture_output=True, env=environment, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

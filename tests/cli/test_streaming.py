@@ -99,6 +99,26 @@ def test_a_stream_says_what_json_says(trimtab, model, engine) -> None:
     assert said["engine"] == engine
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_several_prompts_are_continued_as_if_each_were_alone(trimtab, model, engine) -> None:
+    prompts, options = ("hello", "a longer prompt than that", "x"), ("--new-tokens", "9", "--engine", engine, "--seed", "4")
+    alone = [
+        json.loads(trimtab("generate", model, each, *options[:4], "--seed", 4 + number, "--json").stdout)["text"]
+        for number, each in enumerate(prompts)
+    ]
+    said = json.loads(trimtab("generate", model, *prompts, *options, "--json").stdout)
+    assert said["prompts"] == list(prompts)
+    assert said["texts"] == alone
+    assert (said["engine"], said["seed"]) == (engine, 4)
+    page = trimtab("generate", model, *prompts, *options).stdout
+    assert page == "\n".join(f"[{i}] {each}\n{text}\n" for i, (each, text) in enumerate(zip(prompts, alone, strict=True), 1))
+    greedy = json.loads(trimtab("generate", model, "x", "hello", *options[:4], "--json").stdout)["texts"]
+    assert greedy[1] == json.loads(trimtab("generate", model, "hello", *options[:4], "--json").stdout)["text"]
+    empty = trimtab("generate", model, "hello", "", *options)
+    assert (empty.exit_code, empty.stdout) == (2, "")
+    assert "the prompt is empty" in empty.stderr
+
+
 @with_native
 def test_both_engines_say_the_same(trimtab, model, monkeypatch) -> None:
     exact = partial(Runtime.open, activations="float32", kv="float32", head_bits=32)

@@ -1,6 +1,7 @@
 """Documentation speaks of the real model and text; while it is tested these names mean a tiny model and a few words."""
 
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from trimtab.host.homegrown import FAMILY, Homegrown
 from trimtab.host.pretrain import Course
 from trimtab.measure import bench, gather
 from trimtab.testing.folders import tiny_folder
+
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "docs"))  # what writes the generated pages
 
 LONGEST, MOST = 32, 512  # tokens per window, tokens in all
 GROWN = Homegrown(2, 32, 4, 2, 64, 300, Course(steps=4, batch=2, length=LONGEST))

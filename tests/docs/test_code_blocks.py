@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from trimtab.cli.main import app
 from trimtab.core.recipe import Recipe
 
-TOO_LONG = ("claim", "claims", "chat")  # commands that are parsed and not run: hours, or somebody has to type
+TOO_LONG = ("claim", "claims", "chat", "ui")  # commands that are parsed and not run: hours, or somebody has to type
 TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 NOTHING_TO_RUN = ("text", "bits")  # the second are compared with the code in test_documented_formats.py
 
@@ -79,9 +79,14 @@ def run_command(words: list[str], block: Block) -> None:
         case ["make", target, *_]:
             assert target in TARGETS, f"{block}: the Makefile has no target {target!r}"
         case ["pip", "install", *what]:
-            assert what in (["torch"], ["-e", "."]), f"{block}: {what}"
+            extras = [f".[{name}]" for name in _extras()]
+            assert what == ["torch"] or (what[0] == "-e" and what[1] in [".", *extras]), f"{block}: {what}"
         case _:
             raise AssertionError(f"{block}: nobody knows how to test {' '.join(words)!r}")
+
+
+def _extras() -> list[str]:
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
 
 
 def _write(path: Path, text: str) -> None:

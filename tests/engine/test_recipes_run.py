@@ -185,6 +185,15 @@ def test_experts(expression: str) -> None:
     assert torch.equal(logits(reopened(model)), logits(model))
 
 
+@pytest.mark.parametrize("expression", ["gptaq(bits=4, group_size=16)", "rescomp(bits=4, group_size=16)"])
+def test_experts_cannot_be_paired_with_those_of_the_untouched_model(expression: str) -> None:
+    model = tiny("mixtral")
+    with pytest.raises(CalibrationError, match=r"layers\.0\.\S*experts\S* is shown some tokens only.*skip the experts"):
+        run(model, Recipe.of(expression), shown(model))
+    _, bench = ran("mixtral", Recipe((Step(Recipe.of(expression).steps[0].method, Where(skip=("experts",))),)))
+    assert len(bench.receipts) == 4 * len(model.model.layers)
+
+
 def test_a_tied_head_is_untied_where_it_has_to_be() -> None:
     model = tiny("llama", tie_word_embeddings=True)
     before = logits(model)

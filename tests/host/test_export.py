@@ -57,11 +57,18 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed_folder(tmp_path_factory.mktemp("models") / "sums", lambda path: make.get(path.split(".")[-1]))
 
 
+@pytest.fixture(scope="module")
+def fours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = {"self_attn": grouped(3, 32, False), "mlp": grouped(4, 32, True)}
+    return packed_folder(tmp_path_factory.mktemp("models") / "fours", lambda path: made[path.split(".")[-2]])
+
+
 @pytest.mark.parametrize("to", TARGETS)
-def test_somebody_else_opens_it_and_says_the_same(to, folder, tmp_path):
-    if to == "compressed-tensors":
-        pytest.importorskip("compressed_tensors")
-    done = export(folder, to, tmp_path / "out")
+def test_somebody_else_opens_it_and_says_the_same(to, folder, fours, sums, tmp_path):
+    for package in TARGETS[to].packages:
+        pytest.importorskip(package)
+    source = {"awq": fours, "peft": sums}.get(to, folder)
+    done = export(source, to, tmp_path / "out")
     found = {m.name: m for m in done.measurements}
     assert done.folder == tmp_path / "out"
     assert found["largest logit difference"].value < 1e-4
@@ -72,7 +79,8 @@ def test_somebody_else_opens_it_and_says_the_same(to, folder, tmp_path):
     assert "model.layers.*.mlp.down_proj.weight" in card
     assert str(tmp_path) not in card
     names = set(json.loads((done.folder / "trimtab.json").read_text())["files"])
-    assert {"README.md", "model.gguf" if to == "gguf" else "model.safetensors"} <= names
+    files = {"gguf": "model.gguf", "onnx": "model.onnx", "peft": "adapter/adapter_model.safetensors"}
+    assert {"README.md", files.get(to, "model.safetensors")} <= names
     assert not list(tmp_path.glob(".*"))
 
 

@@ -10,11 +10,13 @@ import torch
 from kernel_problems import activations_like, problem
 
 from trimtab import formats, kernels
+from trimtab.core import compiled as compiled_module
 from trimtab.core.errors import ModelError, UsageError
 from trimtab.engine import packed_linear
 from trimtab.engine.packed_linear import PackedLinear
-from trimtab.formats import BitPlanes, Codebook, Dense, Grouped, Rotated, Sum, low_rank
+from trimtab.formats import NM, BitPlanes, Codebook, Dense, Grouped, Masked, Pyramid, Rotated, Sum, low_rank
 from trimtab.kernels import linear, module, repack
+from trimtab.tensors.pyramid import nearest
 
 WEIGHT = problem("grouped4", 20, 64, 32).weight
 X = activations_like(6, 64)
@@ -22,13 +24,15 @@ X = activations_like(6, 64)
 
 @pytest.fixture
 def without_module(monkeypatch):
-    monkeypatch.setattr(module, "_load", lambda: (None, "trimtab-native is not installed"))
+    monkeypatch.setattr(module, "load", lambda: (None, "trimtab-native is not installed"))
 
 
-def codebook() -> Codebook:
+def pyramid() -> Pyramid:
+    """A format that has no kernel."""
     draw = torch.Generator().manual_seed(0)
-    codes = torch.randint(0, 16, (1, 20, 64), dtype=torch.uint8, generator=draw)
-    return Codebook(codes, torch.randn(1, 16, 1, generator=draw).half())
+    points = nearest(torch.randn(20 * 8, 8, generator=draw), 3).view(20, 64).short()
+    codes = torch.zeros(20, 8, dtype=torch.uint8)
+    return Pyramid(points, codes, torch.ones(2).half(), torch.ones(20).half(), 8)
 
 
 def test_without_the_module_everything_goes_through_dense(without_module):
@@ -43,11 +47,11 @@ def test_without_the_module_everything_goes_through_dense(without_module):
 
 def test_a_module_of_another_version_is_not_used(monkeypatch):
     other = type(sys)("trimtab_native")
-    other.INTERFACE = module.INTERFACE + 1
+    other.INTERFACE = compiled_module.INTERFACE + 1
     monkeypatch.setitem(sys.modules, "trimtab_native", other)
-    found, why = module._load.__wrapped__()
+    found, why = compiled_module.load.__wrapped__()
     assert found is None
-    assert f"is of version {module.INTERFACE + 1}, this trimtab needs {module.INTERFACE}" in why
+    assert f"is of version {compiled_module.INTERFACE + 1}, this trimtab needs {compiled_module.INTERFACE}" in why
 
 
 @pytest.mark.parametrize("x", [X[0], X[None, :3], X.T.contiguous().T, X[::2], X[:0], X.bfloat16(), X.half()])
@@ -64,7 +68,7 @@ def test_bias_in_half_precision(compiled):
     assert torch.allclose(linear(X, WEIGHT, bias), linear(X, WEIGHT) + bias.float())
 
 
-@pytest.mark.parametrize("call", [lambda: linear(X.double(), WEIGHT), lambda: linear(X, codebook())])
+@pytest.mark.parametrize("call", [lambda: linear(X.double(), WEIGHT), lambda: linear(X, pyramid())])
 def test_what_has_no_kernel_goes_through_dense(call, compiled, monkeypatch):
     monkeypatch.setattr(repack, "repacked", None)
     assert call().shape == (6, 20)
@@ -94,13 +98,15 @@ def test_compositions_are_followed(weight, compiled):
 
 
 def test_a_part_without_a_kernel_does_not_keep_the_others_from_theirs(compiled):
-    weight = Sum((WEIGHT, codebook()))
+    weight = Sum((WEIGHT, pyramid()))
     assert not kernels.serves(weight)
     assert torch.allclose(linear(X, weight, activations="float32"), formats.linear(X, weight), rtol=1e-4, atol=1e-3)
 
 
 def test_float64_matrices_have_no_kernel(compiled):
-    assert not kernels.serves(Dense(torch.ones(2, 2).double()))
+    full, keep = torch.ones(2, 2).double(), torch.eye(2).bool()
+    for weight in (Dense(full), Masked(full, keep), NM.of(full, keep, 1, 2)):
+        assert not kernels.serves(weight)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +226,75 @@ def test_a_weight_that_was_tampered_with_is_a_model_error(compiled):
     )
     with pytest.raises(ModelError, match="grouped: codes has 160 bytes"):
         linear(X, weight)
+
+
+def damaged_of(weight, compiled):
+    """(how it is made, its buffers, its sizes), for sparse matrices and codebooks."""
+    if isinstance(weight, Masked):
+        return compiled.Matrix.masked, [weight.values, weight.bitmap], ("float32", 20, 64)
+    if isinstance(weight, NM):
+        return compiled.Matrix.some_of, [weight.values, weight.packed], ("float32", 20, 64, 2, 4)
+    return compiled.Matrix.codebook, [weight.packed, weight.codebook, weight.scale], (20, 64, 2, 13, 4, 32)
+
+
+def sparse_and_codebook() -> list:
+    draw = torch.Generator().manual_seed(0)
+    dense, keep = torch.randn(20, 64, generator=draw), torch.zeros(20, 64, dtype=torch.bool)
+    keep[:, ::2] = True
+    codes = torch.randint(0, 13, (2, 20, 16), dtype=torch.uint8, generator=draw)
+    codebook = Codebook(codes, torch.randn(2, 13, 4, generator=draw).half(), torch.ones(20, 2).half(), 32)
+    return [Masked(dense, keep), NM.of(dense, keep, 2, 4), codebook]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("cut", [1, 7, 32])
+def test_damaged_sparse_matrices_and_codebooks_are_refused(number, cut, compiled):
+    import numpy as np
+
+    make, tensors, sizes = damaged_of(sparse_and_codebook()[number], compiled)
+    given = [repack.raw(t) for t in tensors]
+    make(*given, *sizes)
+    for i, part in enumerate(given):
+        for other in (part[:-cut], np.concatenate([part, part[:cut]])):
+            with pytest.raises(ValueError, match="the weight is damaged"):
+                make(*given[:i], other, *given[i + 1 :], *sizes)
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes", "message"),
+    [
+        (0, ("float32", 21, 64), "bitmap has 160 bytes, its sizes need 168"),
+        (0, ("float16", 20, 64), "the bitmap marks 640 weights, values has 2560 bytes"),
+        (0, ("int8", 20, 64), "dense holds float32"),
+        (1, ("float32", 20, 64, 4, 4), "n must be from 1 to 3, got 4"),
+        (1, ("float32", 20, 64, 2, 5), "m 5 does not divide in=64"),
+        (1, ("float32", 20, 64, 1, 4), "values has 2560 bytes, its sizes need 1280"),
+        (2, (20, 64, 65, 13, 4, 32), "books must be from 1 to 64, got 65"),
+        (2, (20, 64, 2, 257, 4, 32), "entries must be from 2 to 256, got 257"),
+        (2, (20, 64, 2, 13, 5, 32), "dim 5 does not divide in=64"),
+        (2, (20, 64, 2, 13, 4, 48), "group_size 48 does not divide in=64"),
+        (2, (2**31, 2**31, 2, 13, 1, 1), "damaged"),
+    ],
+)
+def test_sizes_of_sparse_matrices_and_codebooks_that_disagree(number, sizes, message, compiled):
+    make, tensors, _ = damaged_of(sparse_and_codebook()[number], compiled)
+    with pytest.raises(ValueError, match=message):
+        make(*map(repack.raw, tensors), *sizes)
+
+
+def test_what_marks_and_codes_point_to_must_be_there(compiled):
+    masked, nm, codebook = sparse_and_codebook()
+    make, (values, bitmap), sizes = damaged_of(masked, compiled)
+    more = bitmap.clone()
+    more[3, 0] |= 2
+    with pytest.raises(ValueError, match="the bitmap marks 641 weights"):
+        make(repack.raw(values), repack.raw(more), *sizes)
+    make, (values, positions), sizes = damaged_of(nm, compiled)
+    with pytest.raises(ValueError, match="positions must ascend"):
+        make(repack.raw(values), repack.raw(torch.zeros_like(positions)), *sizes)
+    make, (codes, book, scale), sizes = damaged_of(codebook, compiled)
+    with pytest.raises(ValueError, match="codes go beyond the 13 entries"):
+        make(repack.raw(torch.full_like(codes, 255)), repack.raw(book), repack.raw(scale), *sizes)
 
 
 FORKED = """

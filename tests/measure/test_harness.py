@@ -192,7 +192,7 @@ def test_what_cannot_be_compared_item_by_item_is_said() -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("task", ["arc_easy", "sciq"])
 def test_its_answers_for_the_saved_real_model_are_ours(task: str) -> None:
-    from trimtab.host.gguf_import import resolve_model
+    from trimtab.host.model_assets import resolve_model
     from trimtab.tensors.products import fast_products
 
     opened, tokenizer = load(resolve_model("asset:smollm2-135m"))

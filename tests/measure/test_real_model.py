@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab.core.errors import ModelError
 from trimtab.data.text import documents
 from trimtab.data.windows import encoder, evaluation_windows
-from trimtab.host.gguf_import import ROUNDED, asset_model, history, resolve_model
+from trimtab.host.gguf_import import ROUNDED, asset_model
+from trimtab.host.model_assets import resolve_model
+from trimtab.host.source import history
 from trimtab.measure.perplexity import bits_per_byte, perplexity, token_losses
 from trimtab.measure.text import generate
 from trimtab.measure.text_bytes import scored_bytes, token_bytes

@@ -110,7 +110,7 @@ def test_measure_takes_tasks(sums: str, tmp_path: Path) -> None:
 @pytest.mark.real
 def test_the_real_model_knows_something() -> None:
     from trimtab.host.checkpoint import load
-    from trimtab.host.gguf_import import resolve_model
+    from trimtab.host.model_assets import resolve_model
     from trimtab.tensors.products import fast_products
 
     opened, tokenizer = load(resolve_model("asset:smollm2-135m"))

@@ -45,12 +45,13 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
 
-    def open(self, page: Path, width: int, dark: bool = False, media: str = "screen", height: int = 900) -> None:
+    def open(self, page: Path | str, width: int, dark: bool = False, media: str = "screen", height: int = 900) -> None:
+        """page: a file, or an address."""
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events.discard("Page.loadEventFired")
-        self.ask("Page.navigate", url=page.as_uri())
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         end = monotonic() + PATIENCE
         while "Page.loadEventFired" not in self.events:
             self._heed(self._message(end))

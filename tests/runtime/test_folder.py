@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -117,11 +118,15 @@ def test_formats_of_others_are_left_to_others(copy, exact):
 def test_a_tensor_too_many_or_too_few(copy, exact):
     file = copy / "model.safetensors"
     entries, body = header(file)
-    rewrite(file, {**entries, "model.layers.0.self_attn.sinks": entries["model.norm.weight"]}, body)
+    surplus = {"dtype": "F32", "shape": [1], "data_offsets": [len(body), len(body) + 4]}
+    rewrite(file, {**entries, "model.layers.0.self_attn.sinks": surplus}, body + bytes(4))
     with pytest.raises(Unsupported, match=r"holds model\.layers\.0\.self_attn\.sinks, which has no place"):
         exact(copy)
-    rewrite(file, {name: entry for name, entry in entries.items() if name != "model.layers.3.mlp.down_proj.weight"}, body)
-    with pytest.raises(ModelError, match=r"does not hold model\.layers\.3\.mlp\.down_proj\.weight"):
+    entries.pop("__metadata__", None)
+    last = max(entries, key=lambda name: entries[name]["data_offsets"])
+    begin, _ = entries.pop(last)["data_offsets"]
+    rewrite(file, entries, body[:begin])
+    with pytest.raises(ModelError, match=f"does not hold {re.escape(last)}|has no tensor '{last.rpartition('.')[2]}'"):
         exact(copy)
 
 

@@ -8,7 +8,7 @@ from runtime_problems import distance, prompt
 from trimtab.core.errors import ModelError
 from trimtab.core.seeds import Seeds
 from trimtab.engine import surgery
-from trimtab.formats import BitPlanes, Dense, Grouped, Pyramid, Rotated
+from trimtab.formats import BitPlanes, Dense, Grouped, Masked, Pyramid, Rotated, Sum, low_rank
 from trimtab.host.checkpoint import save
 from trimtab.runtime import Runtime, Unsupported, weights
 from trimtab.runtime.folder import Stored
@@ -145,6 +145,20 @@ def test_a_rounded_head(bits, folder_of, exact, expected):
     assert narrow.bytes_per_token < plain.bytes_per_token
 
 
+def test_a_head_in_parts(tmp_path, exact, expected):
+    """What a part leaves for the next one belongs to the last token only, whatever was read with it."""
+    model, draw = tiny("llama", tie_word_embeddings=False), Seeds(0).at("head")
+    thin = low_rank(torch.randn(97, 5, generator=draw), torch.randn(5, 64, generator=draw))
+    surgery.place(model, "lm_head", Sum((rounded(model.lm_head.weight), thin)))
+    save(model, None, tmp_path / "model")
+    ids = prompt()
+    _, reference = expected(tmp_path / "model", ids)
+    session = exact(tmp_path / "model").session()
+    assert distance(session.prefill(ids), reference[-1]) < 2e-4
+    session.truncate(7)
+    assert distance(session.prefill(ids[7:9]), reference[8]) < 2e-4
+
+
 def test_a_head_in_float32_becomes_bfloat16_unless_told_otherwise(folder_of, exact):
     by_itself, asked = Runtime.open(folder_of("llama")), exact(folder_of("llama"))
     assert (by_itself.head_bits, asked.head_bits) == (16, None)
@@ -163,6 +177,29 @@ def test_a_head_that_bfloat16_cannot_hold_is_refused(tmp_path):
     save(model, None, tmp_path / "model")
     with pytest.raises(ModelError, match="beyond what bfloat16 holds"):
         Runtime.open(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt_neox"])
+def test_fused_sparse_matrices_are_taken_apart_by_rows(name, tmp_path, exact, expected):
+    model = tiny(name)
+    inside = [path for path, m in model.named_modules() if type(m).__name__ == "Linear" and "head" not in path]
+    pack(model, [path for path in inside if path != "embed_out"], lambda dense, _: Masked(dense, dense.abs() > 0.01))
+    save(model, None, tmp_path / "model")
+    runtime = compare(tmp_path / "model", exact, expected)
+    plain = tiny(name)
+    save(plain, None, tmp_path / "plain")
+    assert runtime.bytes_per_token < exact(tmp_path / "plain").bytes_per_token
+
+
+@pytest.mark.parametrize("kept", [0, 10**9])
+def test_survivors_that_are_not_as_many_as_the_bitmap_says(kept):
+    bitmap = Stored("uint8", (4, 1), np.array([1, 3, 255, 0], np.uint8))
+    values = Stored("float32", (kept % 100,), np.zeros(kept % 100 * 4, np.uint8))
+    spec = {"kind": "masked", "shape": [4, 8], "dtype": "float32", "kept": kept}
+    weight = weights.Weight("w", spec, {"values": values, "bitmap": bitmap})
+    for act in (lambda: weights.linear(weight), lambda: weights.take_rows(weight, np.array([1]))):
+        with pytest.raises(ModelError, match=r"the bitmap marks 11 weights|kept must be a whole number from 0 to 32"):
+            act()
 
 
 @pytest.mark.parametrize(("dim", "pulses"), [(8, 3), (16, 12), (64, 20)])

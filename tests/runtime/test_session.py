@@ -115,9 +115,9 @@ def test_tokens_are_drawn_as_transformers_would(runtime, sampling, warp):
     chances = logits.softmax(-1)[0].double().numpy()
     session, counts, draws = runtime.session(), np.zeros(97), 3000
     session.prefill(prompt())
-    from trimtab.runtime.runtime import _sampler
+    from trimtab.runtime.runtime import sampler_of
 
-    sampler = _sampler(sampling)
+    sampler = sampler_of(sampling)
     for _ in range(draws):
         counts[session._native.generate(sampler, 1, [])[0]] += 1
         session.truncate(len(prompt()))

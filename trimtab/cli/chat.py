@@ -71,6 +71,7 @@ class Talk:
         self.voice, self.sampling, self.new_tokens = voice, sampling, new_tokens
         self.opening = [] if system is None else [{"role": "system", "content": system}]
         self.messages = list(self.opening)
+        self.turns = 0
 
     def check(self, model: str) -> None:
         """Raises `UsageError` before anybody has typed anything, if the model does not know conversations."""
@@ -102,13 +103,20 @@ class Talk:
         try:
             with working(quiet=True):
                 ids = self.voice.encode(self.voice.conversation(asked), special=False)
-                speak(self.voice, ids, self.new_tokens, self.sampling, page, said)
+                speak(self.voice, ids, self.new_tokens, self._sampling(), page, said)
         except TrimtabError as error:
             complain(f"{error} (/reset forgets the conversation)")
             return
         except KeyboardInterrupt:
             complain("stopped", "")
+        self.turns += 1
         self.messages = [*asked, {"role": "assistant", "content": self.voice.decode(said)}]
+
+    def _sampling(self) -> "Sampling":
+        """Turn n draws with seed + n, also after /reset: with one seed for all, turns would begin with the same draws."""
+        from trimtab.runtime.batch import seeded
+
+        return seeded(self.sampling, self.turns + 1)[-1]
 
 
 def listen() -> str | None:

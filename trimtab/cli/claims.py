@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli import show
+from trimtab.cli import complete, show
 from trimtab.cli.manners import complain
 from trimtab.cli.methods import LEDGER, Ledger
 from trimtab.cli.options import Json, Quiet, Verbose
@@ -113,7 +113,9 @@ def check(
 
 
 def claim(
-    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The method.", show_default=False)] = None,
+    id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The method.", show_default=False, autocompletion=complete.method)
+    ] = None,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of its claims.", show_default=False)] = None,
     every: Annotated[bool, typer.Option("--all", help="All claims of all methods.")] = False,
     render: Annotated[bool, typer.Option("--render", help="Only write LEDGER.md anew.")] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimtab.cli import show, verdicts
-from trimtab.cli.options import Device, Dtype, Json, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
 
@@ -44,13 +44,14 @@ def compare(
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
+    progress: Style = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Compare models with a base: perplexity, KL, tasks and flips, paired, with 95 % intervals."""
     if out is not None:
         _check_writable(Path(out))
     named = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    with working(quiet, verbose) as watch:
+    with working(quiet, verbose, progress) as watch:
         from trimtab.measure.compare import compare as run
         from trimtab.measure.setting import Setting
 

@@ -1,12 +1,15 @@
 """`trimtab compress` and `trimtab plan`: the same words, once carried out and once only looked at."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli import show
-from trimtab.cli.options import Device, Dtype, Json, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli import complete, show
+from trimtab.cli.manners import Exit, Interrupted, Terminated
+from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.cli.request import Request, Shown, knob_rows, understand
 from trimtab.core.errors import UsageError
@@ -38,7 +41,9 @@ def compress(
     ] = None,
     out: Annotated[str | None, typer.Option("-o", "--output-dir", metavar="OUT", help="Folder to write.")] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help="A YAML recipe.")] = None,
-    method: Annotated[str | None, typer.Option(metavar="ID", help="One method; its knobs become options.")] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="ID", help="One method; its knobs become options.", autocompletion=complete.method)
+    ] = None,
     do: Annotated[str | None, typer.Option(metavar="EXPRESSION", help='Such as "gptq(bits=3)".')] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only these matrices; may be repeated.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Not these matrices; may be repeated.")] = None,
@@ -52,10 +57,15 @@ def compress(
     device: Device = None,
     packed: Annotated[bool, typer.Option("--packed", help="Store sparse results compactly, not as matrices with zeros.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder, once the new one is whole.")] = False,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Keep and take up what a stopped run left.")] = True,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what a stopped run left, and start over.")] = False,
+    checkpoint_every: Annotated[float | None, typer.Option(min=0, help="Seconds between commits of the state.")] = None,
+    offload: Annotated[str | None, typer.Option(metavar="DIR", help="Keep blocks and activations there, not in memory.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
     json: Json = False,
     quiet: Quiet = False,
+    progress: Style = "auto",
     verbose: Verbose = False,
     help: Annotated[bool, typer.Option("--help", help="Show this message, with --method ID also its knobs.")] = False,
 ) -> None:
@@ -66,18 +76,38 @@ def compress(
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
-        _plan(model, steps, dtype, packed, json, quiet, verbose)
+        look = {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload}
+        _plan(model, steps, look, json, quiet, verbose, progress)
         return
     if out is None:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
-    with working(quiet, verbose) as watch:
+    how: dict[str, Any] = {"packed": packed, "overwrite": overwrite, "resume": resume, "fresh": fresh}
+    if offload is not None:
+        how["offload"] = offload
+    if checkpoint_every is not None:
+        how["checkpoint_every"] = checkpoint_every
+    with _stoppable(out), working(quiet, verbose, progress, resumable=True) as watch:
         before = folder_size(model)  # now: the result may replace it
-        done = _run(model, steps, out, watch, packed=packed, overwrite=overwrite, dtype=dtype_of(dtype), device=device_of(device))
+        done = _run(model, steps, out, watch, dtype=dtype_of(dtype), device=device_of(device), **how)
     if json:
         sizes = {"bytes_before": before, "bytes_after": folder_size(out)}
         show.as_json({"model": model, "output_dir": str(done.folder), **sizes, "report": done.report.json()})
     else:
         _tell(done, before, folder_size(out), profile)
+
+
+@contextmanager
+def _stoppable(out: str) -> Iterator[None]:
+    """Whoever stops it hears what has become of the work."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        from trimtab.host.keeping import is_kept, state_of
+
+        kept = is_kept(out)
+        what = f"the same command goes on from what is kept in {state_of(out).name}" if kept else "nothing was left half-written"
+        code = Exit.RESUMABLE if isinstance(error, Terminated) else Exit.INTERRUPTED
+        raise Interrupted(f"{'stopped' if kept else 'interrupted'}; {what}", code) from error
 
 
 def _run(model: str, recipe: "Recipe", out: str, watch: "Watcher", **how: Any) -> "Compressed":
@@ -97,23 +127,25 @@ def _tell(done: "Compressed", before: float | None, after: float | None, profile
 
 def folder_size(model: str) -> float | None:
     """Bytes of the weight files of a model folder; None where the model is no folder of this machine."""
-    from trimtab.host.gguf_import import resolve_model
+    from trimtab.host.model_assets import resolve_model
     from trimtab.measure.size import file_bytes
 
     folder = Path(resolve_model(model)).expanduser()
     return file_bytes(folder).value if folder.is_dir() else None
 
 
-def _plan(model: str, recipe: "Recipe", dtype: str | None, packed: bool, json: bool, quiet: bool, verbose: bool) -> None:
-    with working(quiet, verbose) as watch:
+def _plan(model: str, recipe: "Recipe", how: dict[str, Any], json: bool, quiet: bool, verbose: bool, style: str) -> None:
+    with working(quiet, verbose, style) as watch:
         watch(Progress("load", 0, 1, model))
-        from trimtab.host.compress import plan
+        from trimtab.host.compress import ahead
 
-        found = plan(model, recipe, dtype=dtype_of(dtype), packed=packed)
+        found = ahead(model, recipe, **how)
     if json:
         show.as_json(found.json())
     else:
-        show.plan(found)
+        show.plan(found.plan)
+        show.forecast(found)
+    found.check()
 
 
 def _help(ctx: typer.Context, method: str | None) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trimtab.cli import show
+from trimtab.cli import complete, show
 from trimtab.cli.options import Json, Model, Quiet, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from trimtab.host.export.contents import Entry
     from trimtab.host.export.job import Exported
 
-TO = "plain (transformers), gguf (llama.cpp) or compressed-tensors (transformers, vLLM)."
-REQUANTIZE = "What a matrix may be rounded to that the format cannot hold: plain: bfloat16, float16; gguf: f32, bf16, f16, q8_0, "
-REQUANTIZE += "q5_1, q5_0, q4_1, q4_0; compressed-tensors: float32, bfloat16, float16. (default: refuse)"
+TO = "plain (transformers), gguf (llama.cpp), compressed-tensors (transformers, vLLM), gptq or awq (GPTQModel, vLLM), peft "
+TO += "(a base and its adapter) or onnx (ONNX Runtime)."
+REQUANTIZE = "What a matrix may be rounded to that the format cannot hold: plain, peft: bfloat16, float16; gguf: f32, bf16, f16, "
+REQUANTIZE += "q8_0, q5_1, q5_0, q4_1, q4_0; compressed-tensors, gptq, awq: float32, bfloat16, float16. (default: refuse)"
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help=TO, show_default=False)],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help=TO, show_default=False, autocompletion=complete.target)],
     out: Annotated[str | None, typer.Option("-o", "--output-dir", metavar="OUT", help="Folder to write.")] = None,
     requantize: Annotated[str | None, typer.Option(metavar="FORMAT", help=REQUANTIZE)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder, once the new one is whole.")] = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from trimtab.cli import show
+from trimtab.cli import complete, show
 from trimtab.cli.options import Device, Dtype, Json, Memory, Model, Quiet, Threads, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from trimtab.cli.voice import Voice
     from trimtab.runtime import Sampling
 
-Engine = Annotated[str, typer.Option(help="native, torch, or auto: native where it covers the model.")]
+Engine = Annotated[
+    str, typer.Option(help="native, torch, or auto: native where it covers the model.", autocompletion=complete.engine)
+]
 Seed = Annotated[int | None, typer.Option(help="Sample with this seed. (default: greedy)")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="Sample; below 1 the likely become likelier. (default: greedy)")]
 TopK = Annotated[int | None, typer.Option(min=0, help="Sample among so many likeliest tokens; 0: all.")]
@@ -31,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to continue.", show_default=False)],
+    prompt: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to continue; several together.")],
     new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
     seed: Seed = None,
     temperature: Temperature = None,
@@ -48,23 +50,35 @@ def generate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Continue a prompt: greedily, or sampled from the model's own distribution with --seed or --temperature."""
+    """Continue prompts: greedily, or sampled from the model's own distribution with --seed or --temperature.
+
+    Of several prompts each is continued as if it were alone; with --seed S the first draws with S, the second with S + 1.
+    """
     page = sys.stdout  # `working` keeps it for results
     with working(quiet, verbose) as watch:
         from trimtab.cli.voice import open_voice
         from trimtab.core.progress import Progress
+        from trimtab.runtime.batch import seeded
 
         watch(Progress("load", 0, 1, model))
         voice = open_voice(model, engine, threads, dtype, device, memory)
         sampling = sampling_of(seed, temperature, top_k, top_p, repetition_penalty, voice)
-        ids = asked(voice, prompt, chat)
+        ids = [asked(voice, each, chat) for each in prompt]
     # No bars from here on: they would be drawn over the text.
     with working(quiet=True, verbose=verbose):
-        said = list[int]()
-        speak(voice, ids, new_tokens, sampling, None if json else page, said)
+        if len(prompt) == 1:
+            said = [list[int]()]
+            speak(voice, ids[0], new_tokens, sampling, None if json else page, said[0])
+        else:
+            said = voice.say_together(ids, new_tokens, seeded(sampling, len(ids)))
+    texts = [voice.decode(each) for each in said]
     if json:
         facts = {"new_tokens": new_tokens, "seed": seed, "chat": chat, "engine": voice.engine}
-        show.as_json({"model": model, "prompt": prompt, "text": voice.decode(said), **facts})
+        answer = {"prompt": prompt[0], "text": texts[0]} if len(prompt) == 1 else {"prompts": prompt, "texts": texts}
+        show.as_json({"model": model, **answer, **facts})
+    elif len(prompt) > 1:
+        parts = enumerate(zip(prompt, texts, strict=True), 1)
+        write(page, "\n".join(f"[{number}] {each}\n{text}\n" for number, (each, text) in parts))
 
 
 def asked(voice: "Voice", prompt: str, chat: bool) -> list[int]:

@@ -8,17 +8,32 @@ import typer
 from typer.core import TyperGroup
 
 from trimtab import __version__
-from trimtab.cli import bench, chat, claims, compare, compress, doctor, export, generate, grow, measure, methods, probe, report
-from trimtab.cli.manners import Interrupted, finish, plain_dashes, wants_traceback
+from trimtab.cli import (
+    bench,
+    chat,
+    claims,
+    compare,
+    compress,
+    doctor,
+    export,
+    generate,
+    grow,
+    measure,
+    methods,
+    probe,
+    report,
+    ui,
+)
+from trimtab.cli.manners import NO_COLOR, Interrupted, colours, finish, plain_dashes, printable, wants_traceback
 
 
 class Polite(TyperGroup):
     """Ends every command by the rules of `manners`, also when a test calls it."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
-        given = plain_dashes(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
-        sys.exit(finish(lambda: super(Polite, self).main(given, "trimtab", **extra), wants_traceback(given)))
+        with colours(plain_dashes(sys.argv[1:] if args is None else args)) as given:
+            sys.exit(finish(lambda: super(Polite, self).main(given, "trimtab", **extra), wants_traceback(given)))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,7 +44,6 @@ class Polite(TyperGroup):
 
 app = typer.Typer(
     cls=Polite,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Make a pretrained language model smaller by composable published methods, and prove what that cost.",
 )
@@ -45,6 +59,7 @@ def _version(wanted: bool) -> None:
 def _root(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    no_color: Annotated[bool, typer.Option(NO_COLOR, help="No colours, also after a command; as NO_COLOR=1.")] = False,
 ) -> None:
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -55,6 +70,7 @@ measure.register(app)
 compare.register(app)
 probe.register(app)
 report.register(app)
+ui.register(app)
 export.register(app)
 generate.register(app)
 chat.register(app)
@@ -67,5 +83,6 @@ doctor.register(app)
 
 def run() -> NoReturn:
     """What the installed `trimtab` script calls."""
+    printable(sys.stdout, sys.stderr)
     typer.main.get_command(app).main()
     raise AssertionError("main always exits")

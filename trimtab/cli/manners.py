@@ -3,6 +3,7 @@
 Scripts depend on these, so they are in one place. A traceback is for whoever wants to mend trimtab: `-v` or TRIMTAB_DEBUG=1.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -17,6 +18,8 @@ import typer
 from trimtab.core.errors import TrimtabError, UsageError
 
 OFF = ("", "0", "false", "no", "off")
+NO_COLOR = "--no-color"
+LONGEST_LINE = 2000  # characters
 HUSH = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 # Typer brings click along, under a name that differs between its versions; this is click's UsageError in all of them.
@@ -29,12 +32,20 @@ class Exit(IntEnum):
     OK = 0
     FAILURE = 1
     USAGE = 2
-    RESUMABLE = 75  # stopped safely, the same command goes on from there; nothing does that yet
+    RESUMABLE = 75  # stopped from outside (SIGTERM); the same command goes on from there
     INTERRUPTED = 130
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, to work that can be taken up again."""
 
 
 class Interrupted(Exception):
     """Ctrl-C, in a form that the option parser does not turn into something of its own."""
+
+    def __init__(self, message: str = "interrupted; nothing was left half-written", code: Exit = Exit.INTERRUPTED):
+        super().__init__(message)
+        self.code = code
 
 
 def is_set(variable: str) -> bool:
@@ -51,8 +62,11 @@ def finish(work: Callable[[], object], tracebacks: bool) -> int:
     try:
         code = work()
         return code if isinstance(code, int) else Exit.OK
-    except (Interrupted, KeyboardInterrupt, typer.Abort):
-        complain("interrupted; nothing was left half-written", "")
+    except Interrupted as stopped:
+        complain(str(stopped), "")
+        return stopped.code
+    except (KeyboardInterrupt, typer.Abort):
+        complain(str(Interrupted()), "")
         return Exit.INTERRUPTED
     except Exception as error:
         if tracebacks:
@@ -84,7 +98,32 @@ def complain(message: str, kind: str = "error: ") -> None:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """What files say is in messages: nothing of it may steer the terminal, or fill it."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
+
+
+@contextmanager
+def colours(args: Sequence[str]) -> Iterator[list[str]]:
+    """Yields the words without `--no-color`, which may stand anywhere; inside, it acts as NO_COLOR=1 does, libraries included."""
+    end = args.index("--") if "--" in args else len(args)
+    asked = [*(arg for arg in args[:end] if arg != NO_COLOR), *args[end:]]
+    before = os.environ.get("NO_COLOR")
+    if len(asked) < len(args):
+        os.environ["NO_COLOR"] = "1"
+    try:
+        yield asked
+    finally:
+        if len(asked) < len(args):
+            os.environ.pop("NO_COLOR")
+            os.environ.update({} if before is None else {"NO_COLOR": before})
+
+
+def printable(*streams: TextIO) -> None:
+    """A result is not lost over a character that the stream's encoding lacks (a pipe on Windows, say): it becomes `?`."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
 
 
 def plain_dashes(args: Sequence[str]) -> list[str]:

@@ -130,10 +130,9 @@ def _column(model: str, column: "list[Measurement]", said: list[dict[str, str]] 
 
 def open_with_tokenizer(model: str, place: Mapping[str, Any]) -> tuple[Any, Any]:
     """Raises `UsageError` where there is no tokenizer."""
-    from trimtab.host.gguf_import import resolve_model
-    from trimtab.host.loading import load
+    from trimtab.host.opening import load
 
-    opened, tokenizer = load(resolve_model(model), **place)
+    opened, tokenizer = load(model, **place)
     if tokenizer is None:
         raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
     return opened, tokenizer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli import show
+from trimtab.cli import complete, show
 from trimtab.cli.options import Json, Verbose
 from trimtab.cli.request import knob_rows
 
@@ -26,7 +26,10 @@ def register(app: typer.Typer) -> None:
 
 
 def methods(
-    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One method, in full.", show_default=False)] = None,
+    id: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="One method, in full.", show_default=False, autocompletion=complete.method),
+    ] = None,
     ledger: Ledger = LEDGER,
     json: Json = False,
     verbose: Verbose = False,
@@ -79,10 +82,14 @@ def _entry(method: "type[Method]", statuses: dict[tuple[str, str], str]) -> dict
         status = statuses.get((card.id, claim.name))
         claims.append(line if status is None else {**line, "status": status})
     said = {"id": card.id, "room": room(card.id), "kind": kind(method), "title": card.title, "paper": card.paper}
-    return {**said, "fidelity": card.fidelity, "claims": claims}
+    return {**said, "fidelity": card.fidelity, "claims": claims, "knobs": _knobs(method)}
 
 
 def _full(method: "type[Method]", statuses: dict[tuple[str, str], str]) -> dict[str, Any]:
+    return {**_entry(method, statuses), "doc": _doc(method)}
+
+
+def _knobs(method: "type[Method]") -> list[dict[str, Any]]:
     from trimtab.core.knobs import defaults, knobs
 
     standard = defaults(method)
@@ -90,7 +97,7 @@ def _full(method: "type[Method]", statuses: dict[tuple[str, str], str]) -> dict[
     spelled = [{"name": name, "default": standard.get(name), **knob} for name, knob in declared.items()]
     for knob in spelled:
         del knob["parse"]
-    return {**_entry(method, statuses), "doc": _doc(method), "knobs": spelled}
+    return spelled
 
 
 def _doc(method: type) -> str:

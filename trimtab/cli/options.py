@@ -9,11 +9,13 @@ from trimtab.core.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-MODEL = "Model folder, hub name, or asset: smollm2-135m, own-2m and others (`trimtab grow --list`)."
+MODEL = "Model folder (also GPTQ, AWQ, compressed-tensors, bitsandbytes), GGUF file, hub name, or asset: smollm2-135m, own-2m "
+MODEL += "and others (`trimtab grow --list`)."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks, and what the libraries say.")]
+Style = Annotated[str, typer.Option("--progress", help="auto: a bar or lines; json: one JSON object a line, on stderr.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for what is not compressed. (default: as stored)")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ... (default: cpu)")]
 MEMORY = "At most so much for the tensors, such as 60MB or 40%: of stacks of blocks (bitstack) as many are opened as fit."

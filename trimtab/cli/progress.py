@@ -1,5 +1,6 @@
-"""Progress on stderr: a bar on a terminal, elsewhere now and then a plain line that a log can keep."""
+"""Progress on stderr: a bar on a terminal, elsewhere now and then a plain line that a log can keep, or JSON for a program."""
 
+import json
 import os
 import signal
 import sys
@@ -9,25 +10,36 @@ from contextlib import contextmanager, redirect_stdout
 from time import monotonic
 from typing import TYPE_CHECKING, TextIO
 
-from trimtab.cli.manners import hushed, is_set
+from trimtab.cli.manners import Terminated, hushed, is_set
 from trimtab.cli.show import size
+from trimtab.core.errors import UsageError, did_you_mean
 from trimtab.core.progress import Progress, Watcher, unwatched
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 EVERY = 2.0  # seconds between plain lines
+OFTEN = 0.1  # seconds between lines of JSON
+STYLES = ("auto", "json")
 NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 DUMB = ("dumb", "unknown")
 
 
 @contextmanager
-def working(quiet: bool = False, verbose: bool = False) -> Iterator[Watcher]:
-    """Yields who watches the work. Meanwhile what anybody prints goes to stderr: stdout is for results."""
+def working(quiet: bool = False, verbose: bool = False, style: str = "auto", resumable: bool = False) -> Iterator[Watcher]:
+    """Yields who watches the work. Meanwhile what anybody prints goes to stderr: stdout is for results.
+
+    style: json for lines that a program reads. resumable: SIGTERM ends the work in good order (`Terminated`). Raises
+    `UsageError` for a style that is none.
+    """
+    if style not in STYLES:
+        raise UsageError(f"--progress cannot be {style!r}{did_you_mean(style, STYLES)}")
     bars = wants_bars(sys.stderr)  # asked before `hushed` sets variables for the libraries
-    with redirect_stdout(sys.stderr), hushed(verbose), heeding_interrupts() as heeding:
+    with redirect_stdout(sys.stderr), hushed(verbose), heeding_interrupts(resumable) as heeding:
         if quiet:
             yield heeding(unwatched)
+        elif style == "json":
+            yield heeding(JsonWatcher(sys.stderr))
         elif bars:
             with _bars() as shown:
                 yield heeding(BarWatcher(shown))
@@ -36,30 +48,31 @@ def working(quiet: bool = False, verbose: bool = False) -> Iterator[Watcher]:
 
 
 @contextmanager
-def heeding_interrupts() -> Iterator[Callable[[Watcher], Watcher]]:
+def heeding_interrupts(terminations: bool = False) -> Iterator[Callable[[Watcher], Watcher]]:
     """A Ctrl-C is heeded even where a library loses the exception, as imports of C extensions do: at the next event."""
-    pressed = []
+    heard = {signal.SIGINT: KeyboardInterrupt, **({signal.SIGTERM: Terminated} if terminations else {})}
+    pressed: list[int] = []
 
     def remember(number: int, frame: object) -> None:
         pressed.append(number)
-        raise KeyboardInterrupt
+        raise heard[signal.Signals(number)]
 
     def heeding(watch: Watcher) -> Watcher:
         def watched(now: Progress) -> None:
             if pressed:
-                raise KeyboardInterrupt
+                raise heard[signal.Signals(pressed[-1])]
             watch(now)
 
         return watched
 
     # Handlers belong to the main thread; elsewhere the caller's stay as they are.
     mine = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, remember) if mine else None
+    before = {number: signal.signal(number, remember) for number in heard} if mine else {}
     try:
         yield heeding
     finally:
-        if mine:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def wants_bars(stream: TextIO) -> bool:
@@ -90,6 +103,30 @@ class LineWatcher:
         left = f", about {spell(elapsed / now.done * (now.total - now.done))} left" if now.done else ""
         what = f" {now.detail}" if now.detail else ""
         return f"trimtab: {now.phase} {now.done}/{now.total}{what}, {spell(elapsed)}{left}, {size(memory())}"
+
+
+class JsonWatcher:
+    """One object a line: phase, done, total, detail, seconds since the phase began, bytes held; at most one every `OFTEN`.
+
+    A phase's first and last event are always told, so that whoever reads knows what is going on.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = monotonic):
+        self.stream, self.clock = stream, clock
+        self.phase, self.done, self.begun = "", 0, 0.0
+        self.last = -float("inf")
+
+    def __call__(self, now: Progress) -> None:
+        time = self.clock()
+        begins = now.phase != self.phase or now.done < self.done
+        if begins:
+            self.phase, self.begun = now.phase, time
+        self.done = now.done
+        if not (begins or now.done == now.total or time - self.last >= OFTEN):
+            return
+        self.last = time
+        told = {**vars(now), "seconds": round(time - self.begun, 3), "memory": memory()}
+        print(json.dumps(told), file=self.stream, flush=True)
 
 
 class BarWatcher:

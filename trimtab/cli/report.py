@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli import show
-from trimtab.cli.options import Json, Quiet, Verbose
+from trimtab.cli.options import Json, Quiet, Style, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
 
@@ -27,6 +27,7 @@ class Asked:
     speed: bool
     quiet: bool
     verbose: bool
+    progress: str
 
 
 def register(app: typer.Typer) -> None:
@@ -44,6 +45,7 @@ def report(
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Also prefill and decode speed, measured anew.")] = True,
     json: Json = False,
     quiet: Quiet = False,
+    progress: Style = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Write a report on model folders: sizes, losses, tasks, layers, recipe and receipt, each number with its interval.
@@ -59,7 +61,7 @@ def report(
     kinds = ((html, (".html", ".htm"), render), (md, (".md",), markdown))
     targets = [(writing.check_target(path, *endings), make) for path, endings, make in kinds if path is not None]
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    asked = Asked(names, limit, speed, quiet, verbose)
+    asked = Asked(names, limit, speed, quiet, verbose, progress)
     fields = read_json(comparison).fields if comparison else _document(folders or [], base, asked)
     found = parse(fields, str(comparison or "the comparison"))
     written = {str(path): writing.write(path, make(found)) for path, make in targets}
@@ -104,7 +106,7 @@ def _is_here(name: str) -> bool:
 
 
 def _compared(base: str, others: Sequence[str], asked: Asked) -> dict[str, Any]:
-    with working(asked.quiet, asked.verbose) as watch:
+    with working(asked.quiet, asked.verbose, asked.progress) as watch:
         from trimtab.core.progress import Progress
         from trimtab.measure.compare import compare
         from trimtab.measure.setting import Setting

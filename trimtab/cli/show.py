@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from trimtab.core.report import Measurement, Report
     from trimtab.engine.plan import Plan
+    from trimtab.host.preflight import Preflight
 
 PAGE = 1000  # characters in a line where stdout is no terminal: one row, one line
 
@@ -116,6 +117,19 @@ def plan(found: "Plan") -> None:
     typer.echo(f"parameters: {found.parameters:,}")
     unknown = " (the data decide)" if found.bytes_after is None else ""
     typer.echo(f"size in memory: {change(found.bytes_before, found.bytes_after)}{unknown}")
+
+
+def forecast(found: "Preflight") -> None:
+    """What carrying a plan out will take."""
+    rows = [(step.method, size(step.memory), _seconds(step.seconds)) for step in found.steps]
+    table(("step", "memory besides libraries", "seconds"), rows, right=(1, 2), wrap=(0,))
+    typer.echo(f"weight files: {_size(found.files)}{f', {size(found.free)} free there' if found.free is not None else ''}")
+    typer.echo(f"peak memory: about {size(found.memory)}, {size(found.available)} available")
+    typer.echo(f"time: about {_seconds(found.seconds)} seconds in all")
+
+
+def _seconds(took: float | None) -> str:
+    return "?" if took is None else f"{took:.1f}"
 
 
 def measurements(found: Mapping[str, Sequence["Measurement"]]) -> None:

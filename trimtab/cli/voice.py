@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trimtab.cli.manners import complain
 from trimtab.core.errors import UsageError, did_you_mean
-from trimtab.runtime import Runtime, Unsupported
+from trimtab.runtime import Batch, Runtime, Unsupported
+from trimtab.runtime.template import render
 from trimtab.runtime.text import Text
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class Voice(Protocol):
 
     def say(self, ids: Sequence[int], new_tokens: int, sampling: "Sampling", hear: Hear) -> None:
         """Continues ids; each new one is handed to `hear` at once. What equals the ids of the last call is not read again."""
+        ...
+
+    def say_together(self, ids: Sequence[Sequence[int]], new_tokens: int, samplings: Sequence["Sampling"]) -> list[list[int]]:
+        """What continues each of several ids, as if it were alone; nothing is kept for later calls."""
         ...
 
 
@@ -75,6 +80,12 @@ class Native:
             # Whatever ended it, the next call may only count on what the session has.
             del self.held[self.session.length :]
 
+    def say_together(self, ids: Sequence[Sequence[int]], new_tokens: int, samplings: Sequence["Sampling"]) -> list[list[int]]:
+        said: list[list[int]] = [[] for _ in ids]
+        for number, id in Batch(self.session.runtime, len(ids)).generate(ids, new_tokens, samplings, self.text.stops):
+            said[number].append(id)
+        return said
+
 
 class Torch:
     """transformers' `generate`, for what the native session does not cover. Reads everything anew at each call."""
@@ -100,8 +111,7 @@ class Torch:
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> str:
         if not self.tokenizer.chat_template:
             raise UsageError("this tokenizer has no chat template; ask without chat")
-        said: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return said
+        return render(self.tokenizer.chat_template, messages, self.tokenizer.special_tokens_map)
 
     def say(self, ids: Sequence[int], new_tokens: int, sampling: "Sampling", hear: Hear) -> None:
         from trimtab.measure.speed import torch_threads
@@ -110,6 +120,12 @@ class Torch:
 
         with fast_products(), torch_threads(self.threads):
             answer(self.model, ids, new_tokens, sampling, hear)
+
+    def say_together(self, ids: Sequence[Sequence[int]], new_tokens: int, samplings: Sequence["Sampling"]) -> list[list[int]]:
+        said: list[list[int]] = [[] for _ in ids]
+        for each, sampling, heard in zip(ids, samplings, said, strict=True):
+            self.say(each, new_tokens, sampling, heard.append)
+        return said
 
 
 def open_voice(

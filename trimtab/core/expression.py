@@ -43,16 +43,16 @@ def _call(text: str) -> Method:
     try:
         node = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise RecipeError(f"cannot read {text!r} as a recipe step; write e.g. gptq(bits=3)") from error
+        raise RecipeError(f"cannot read {text!r:.200} as a recipe step; write e.g. gptq(bits=3)") from error
     if isinstance(node, ast.Name):
         return make(node.id, {})
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
-        raise RecipeError(f"cannot read {text!r} as a recipe step; write e.g. gptq(bits=3), every value with its name")
+        raise RecipeError(f"cannot read {text!r:.200} as a recipe step; write e.g. gptq(bits=3), every value with its name")
     return make(node.func.id, {k.arg or "**": _literal(k.value, text) for k in node.keywords})
 
 
 def _literal(node: ast.expr, text: str) -> object:
     try:
         return ast.literal_eval(node)
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise UsageError(f"only plain values are allowed in {text!r}") from error
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise UsageError(f"only plain values are allowed in {text!r:.200}") from error

@@ -12,6 +12,8 @@ from typing import Any
 
 from trimtab.core.errors import UsageError
 
+LARGEST = 10**300  # of whole numbers that are taken for a real one
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -98,18 +100,18 @@ def checked(owner: str, name: str, knob: Knob, value: Any) -> Any:
     """`value` as the knob's type, or `UsageError` naming the owner, the field, the value and the legal range."""
     if knob.type is bool or isinstance(value, bool):
         if not (knob.type is bool and isinstance(value, bool)):
-            raise UsageError(f"{owner}: {name} must be {_kind(knob)}, got {value!r}")
+            raise UsageError(f"{owner}: {name} must be {_kind(knob)}, got {value!r:.80}")
         return value
     if knob.type is float and isinstance(value, int):
-        value = float(value)
+        value = float(value) if abs(value) < LARGEST else inf
     if not isinstance(value, knob.type):
-        raise UsageError(f"{owner}: {name} must be {_kind(knob)}, got {value!r}")
+        raise UsageError(f"{owner}: {name} must be {_kind(knob)}, got {value!r:.80}")
     if knob.options and value not in knob.options:
-        raise UsageError(f"{owner}: {name} must be {knob.range()}, got {value!r}")
+        raise UsageError(f"{owner}: {name} must be {knob.range()}, got {value!r:.80}")
     low, high = -inf if knob.low is None else knob.low, inf if knob.high is None else knob.high
     # Written so that NaN fails: it compares false with everything.
     if isinstance(value, int | float) and not low <= value <= high:
-        raise UsageError(f"{owner}: {name} must be {knob.range()}, got {value!r}")
+        raise UsageError(f"{owner}: {name} must be {knob.range()}, got {value!r:.80}")
     if knob.parse is not None:
         try:
             knob.parse(value)

@@ -23,7 +23,8 @@ from trimtab.core.expression import make, steps
 from trimtab.core.kinds import Allocator, LinearMethod, Method, ProbeMethod
 
 VERSION = 1
-LARGEST_FILE = 1 << 20
+LARGEST = 1 << 17  # bytes of a recipe: reading YAML takes seconds for a megabyte
+DEEPEST = 20  # of brackets in each other; the time to read them grows with the square of their depth
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Calibration:
         for name in ("tokens", "length", "batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise RecipeError(f"calibration: {name} must be a whole number of at least 1, got {value!r}")
+                raise RecipeError(f"calibration: {name} must be a whole number of at least 1, got {value!r:.80}")
         if not isinstance(self.text, str) or not self.text:
-            raise RecipeError(f"calibration: text must be the name of an asset or a file, got {self.text!r}")
+            raise RecipeError(f"calibration: text must be the name of an asset or a file, got {self.text!r:.80}")
         if self.compute not in ("float32", "bfloat16"):
-            raise RecipeError(f"calibration: compute must be float32 or bfloat16, got {self.compute!r}")
+            raise RecipeError(f"calibration: compute must be float32 or bfloat16, got {self.compute!r:.80}")
         if self.length < 2 or self.tokens < self.length:
             raise RecipeError(
                 f"calibration: needs length >= 2 and tokens >= length, got tokens={self.tokens}, length={self.length}"
@@ -74,7 +75,7 @@ class Where:
             value = getattr(self, name)
             value = (value,) if isinstance(value, str) else value
             if not isinstance(value, list | tuple) or not all(isinstance(p, str) and p for p in value):
-                raise RecipeError(f"where: {name} must be a list of name patterns, got {value!r}")
+                raise RecipeError(f"where: {name} must be a list of name patterns, got {value!r:.80}")
             object.__setattr__(self, name, tuple(value))
 
 
@@ -116,7 +117,7 @@ class Recipe:
         if not self.steps:
             raise RecipeError("a recipe needs at least one step, e.g. steps: [{gptq: {bits: 3}}]")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise RecipeError(f"seed must be a whole number, got {self.seed!r}")
+            raise RecipeError(f"seed must be a whole number, got {self.seed!r:.80}")
 
     def __str__(self) -> str:
         return " -> ".join(map(str, self.steps))
@@ -133,25 +134,26 @@ class Recipe:
         path = Path(path)
         if not path.is_file():
             raise RecipeError(f"there is no recipe file {path}")
-        if path.stat().st_size > LARGEST_FILE:
-            raise RecipeError(f"{path} is larger than {LARGEST_FILE} bytes; that is no recipe")
+        if path.stat().st_size > LARGEST:
+            raise RecipeError(f"{path} is larger than {LARGEST} bytes; that is no recipe")
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise RecipeError(f"{path} is not UTF-8 text") from error
+        except OSError as error:
+            raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
         except UsageError as error:
             raise RecipeError(f"{path}: {error}") from error
 
     @classmethod
     def parse(cls, text: str) -> "Recipe":
-        """From YAML text, by a safe loader without anchors (a recipe needs none, and they can be bombs)."""
+        """From YAML text, by a safe loader without anchors (a recipe needs none, and they can be bombs) and without tags."""
         try:
-            if any(isinstance(token, yaml.AnchorToken | yaml.AliasToken) for token in yaml.scan(text)):
-                raise RecipeError("YAML anchors and aliases are not allowed in recipes")
+            _check_tokens(text)
             return cls.from_dict(yaml.safe_load(text))
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RecipeError(f"not readable as YAML: {first}") from error
+            raise RecipeError(f"not readable as YAML: {first:.300}") from error
 
     @classmethod
     def from_dict(cls, data: Any) -> "Recipe":
@@ -159,7 +161,7 @@ class Recipe:
         data = _mapping(data, "the recipe")
         _known(data, ("trimtab", "calibration", "steps", "seed"), "the recipe")
         if data.get("trimtab", VERSION) != VERSION:
-            raise RecipeError(f"recipe format {data['trimtab']!r} is not known; this version reads {VERSION}")
+            raise RecipeError(f"recipe format {data['trimtab']!r:.80} is not known; this version reads {VERSION}")
         if not isinstance(data.get("steps"), list):
             raise RecipeError("the recipe needs `steps:`, a list such as [{gptq: {bits: 3}}]")
         calibration = _mapping(data.get("calibration") or {}, "calibration")
@@ -184,6 +186,26 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
+_OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
+
+def _check_tokens(text: str) -> None:
+    if len(text) > LARGEST:
+        raise RecipeError(f"a recipe of {len(text)} characters; at most {LARGEST}")
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
+            raise RecipeError("YAML anchors, aliases and tags are not allowed in recipes")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > DEEPEST:
+            raise RecipeError(f"the recipe is nested deeper than {DEEPEST} levels")
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return f"{list(names)!r:.200}" if names else "nothing"
+
+
 def _allocator(method: Method | None) -> Allocator | None:
     if method is not None and not isinstance(method, Allocator):
         raise RecipeError(f"{method.card.id} is no allocator; nothing can be done 'by' it")
@@ -205,7 +227,7 @@ def _step(data: Any, number: int) -> Step:
 def _method(data: Any, what: str) -> Method:
     data = {data: {}} if isinstance(data, str) else _mapping(data, what)
     if len(data) != 1:
-        raise RecipeError(f"{what} must name one method, e.g. gptq: {{bits: 3}}; it has {', '.join(data) or 'nothing'}")
+        raise RecipeError(f"{what} must name one method, e.g. gptq: {{bits: 3}}; it has {_listed(data)}")
     ((id, values),) = data.items()
     return make(id, dict(_mapping(values or {}, f"{what}, {id}")))
 
@@ -219,4 +241,4 @@ def _mapping(data: Any, what: str) -> Mapping[str, Any]:
 def _known(data: Mapping[str, Any], known: Any, what: str) -> None:
     for key in data:
         if key not in known:
-            raise RecipeError(f"{what} has no field {key!r}{did_you_mean(key, known)}")
+            raise RecipeError(f"{what} has no field {key!r:.80}{did_you_mean(key, known)}")

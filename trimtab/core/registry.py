@@ -60,7 +60,7 @@ def get(id: str) -> type[Method]:
         return _only_method(import_module(f"trimtab.methods.{path.parent.name}.{path.stem}"), id)
     if id in _foreign():
         return _checked(_foreign()[id].load(), id)
-    raise UsageError(f"there is no method {id!r}{did_you_mean(id, ids())}")
+    raise UsageError(f"there is no method {id!r:.80}{did_you_mean(id, ids())}")
 
 
 def kind(method: type[Method]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from trimtab.core.errors import DataError, did_you_mean
 from trimtab.data.assets import TASK_FILE, TEXT, fetch
+from trimtab.data.text import HALVES
 
 SECOND_COPY = 1_000_000
 Row = dict[str, Any]
@@ -155,8 +156,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
 def _object(line: str, place: str) -> Row:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{place} is no task item: not a JSON object ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is no task item: not a JSON object ({error!s:.200})") from error
     if not isinstance(row, dict):
         _damaged(place, "not a JSON object")
     return row
@@ -221,6 +222,8 @@ def _own(row: Row, place: str) -> Request:
         _own_damaged(place, 'it has no string field "context"')
     if not isinstance(continuations, list) or not continuations or not all(isinstance(c, str) and c for c in continuations):
         _own_damaged(place, 'its field "continuations" is no list of texts')
+    if any(map(HALVES.search, (context, *continuations))):
+        _own_damaged(place, "it holds half a character (a lone surrogate), which is no text")
     if "gold" not in row:
         _own_damaged(place, 'it has no label: the field "gold" is missing')
     try:

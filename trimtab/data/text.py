@@ -16,6 +16,7 @@ from trimtab.core.errors import DataError, did_you_mean
 from trimtab.data.assets import TEXT, fetch
 
 TRAINED = 1000  # problems of GSM8K to train on; the others are to be measured on
+HALVES = re.compile("[\ud800-\udfff]")
 RUN = 13  # words in common that make two passages the same text, the length usual in contamination checks
 
 
@@ -107,7 +108,7 @@ def _file_documents(path: Path) -> list[str]:
     readers = {".txt": _plain, ".jsonl": _json_lines}
     if path.suffix not in readers:
         known = ", ".join([*SOURCES, "a .txt file", "a .jsonl file"])
-        raise DataError(f"cannot read text from {str(path)!r}; use one of: {known}")
+        raise DataError(f"cannot read text from {str(path)!r:.300}; use one of: {known}")
     found = [text for text in readers[path.suffix](path, _read(path)) if text.strip()]
     if not found:
         raise DataError(f"{path} holds no text; give a file with at least one document")
@@ -116,11 +117,20 @@ def _file_documents(path: Path) -> list[str]:
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no regular file; give a file of text")
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+        raise DataError(f"cannot read {_short(path)}: {error.strerror}; check the path and its permissions") from error
+    except ValueError as error:  # a name that no file can have
+        raise DataError(f"cannot read {_short(path)}: {error}; check the path") from error
+
+
+def _short(path: Path) -> str:
+    name = str(path)
+    return name if len(name) < 300 and name.isprintable() else f"{name!r:.300}"
 
 
 def _plain(path: Path, text: str) -> list[str]:
@@ -134,9 +144,11 @@ def _json_lines(path: Path, text: str) -> list[str]:
 def _field(place: str, line: str) -> str:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{place} is not a JSON object ({error}); write one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not a JSON object ({error!s:.200}); write one object a line") from error
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise DataError(f'{place} has no string field "text"; write lines such as {{"text": "..."}}')
     text: str = row["text"]
+    if HALVES.search(text):
+        raise DataError(f"{place} holds half a character (a lone surrogate), which is no text; mend the line")
     return text

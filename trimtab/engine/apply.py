@@ -54,7 +54,8 @@ def _set_param(model: nn.Module, edit: SetParam) -> None:
     module = model.get_submodule(path)
     old = getattr(module, name, None)
     like = old if isinstance(old, Tensor) else next(model.parameters())
-    setattr(module, name, nn.Parameter(edit.value.to(like.device, like.dtype), requires_grad=like.requires_grad))
+    value = edit.value.to(like.device, like.dtype).contiguous()
+    setattr(module, name, nn.Parameter(value, requires_grad=like.requires_grad))
 
 
 def _narrow(anatomy: Anatomy, edit: Narrow) -> None:

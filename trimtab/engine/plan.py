@@ -29,12 +29,16 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """bytes_before, bytes_after: of all tensors of the model; after is None where the data decide the size."""
+    """bytes_before, bytes_after: of all tensors of the model; after is None where the data decide the size.
+
+    file_bytes: of the weight files with their headers, None where the data decide that.
+    """
 
     steps: tuple[PlannedStep, ...]
     parameters: int
     bytes_before: int
     bytes_after: int | None
+    file_bytes: int | None = None
 
     def json(self) -> dict[str, Any]:
         steps = [{**asdict(s), "sites": [site.name for site in s.sites]} for s in self.steps]
@@ -59,7 +63,7 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
             _dense_only(step, anatomy, held)
             files.rewrite(getattr(step.method, "unties", False), getattr(step.method, "preserves", False))
         steps.append(PlannedStep(str(step), kind(type(step.method)), sites, matched, left))
-    return Plan(tuple(steps), _parameters(anatomy), files.before, files.total())
+    return Plan(tuple(steps), _parameters(anatomy), files.before, files.total(), files.files())
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:

@@ -4,7 +4,7 @@ Adjacent linear steps share one pass over the model: a matrix goes through all o
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from time import perf_counter
@@ -14,34 +14,27 @@ import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight
-from trimtab.core.errors import CalibrationError, ModelError, TrimtabError
-from trimtab.core.kinds import (
-    ChannelMethod,
-    LinearMethod,
-    LinearWeight,
-    ModelMethod,
-    Original,
-    Repairs,
-    Seen,
-    Statistic,
-    Storage,
-)
-from trimtab.core.places import Coupling, Site
+from trimtab.core.edits import DropBlock, Edits, SetWeight
+from trimtab.core.errors import CalibrationError, ModelError
+from trimtab.core.kinds import LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage
+from trimtab.core.places import Site
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import kind
 from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
 from trimtab.engine.apply import apply
-from trimtab.engine.budget import keep_within
+from trimtab.engine.channels import narrow
+from trimtab.engine.depot import Depot, Filed
 from trimtab.engine.folding import fold
 from trimtab.engine.memory import kept_heap
-from trimtab.engine.narrowing import narrows
+from trimtab.engine.observing import is_statistic, observe
 from trimtab.engine.packed_linear import nothing_kept_unpacked
+from trimtab.engine.passes import notes
 from trimtab.engine.plan import plan, resolve
 from trimtab.engine.preserving import preserved
-from trimtab.engine.references import Matrices, others
+from trimtab.engine.references import others
+from trimtab.engine.resume import UNKEPT, Begun, Keeper, Place, block_done, done_already, phase_done, strengths_chosen, take_up
 from trimtab.engine.shelf import Shelf
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
@@ -68,14 +61,35 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     drew: bool = False  # whether any method asked for randomness
     held: dict[str, Masked] = field(default_factory=dict)  # by site name: masks that later steps have to know
+    keeper: Keeper = UNKEPT
+    depot: Depot | None = None  # where the blocks are, if they are not in memory
+    place: Place = field(default_factory=Place)
+    begun: Begun | None = None  # the phase that an earlier process was in, until it is taken up
 
     def stored_bits(self, weight: LinearWeight) -> float:
         """Bits per weight as it will be written: sparse matrices are written with their zeros unless `packed`."""
         return 8.0 * weight.values.itemsize if isinstance(weight, Masked) and not self.packed else weight.bits
 
+    def stream(self, anatomy: Anatomy) -> Stream:
+        """The calibration set before the first block."""
+        if self.depot is None:
+            return Stream(anatomy, self.batches, self.profile, self.compute)
+        hidden = Filed(self.depot.folder)
+        return Stream(anatomy, self.batches, self.profile, self.compute, hidden, self.depot.present)
+
+    def at(self, block: int | None) -> AbstractContextManager[None]:
+        """Inside, a block is in memory and may be changed."""
+        return nullcontext() if self.depot is None else self.depot.at(block)
+
+    def present(self, block: int | None) -> AbstractContextManager[None]:
+        """Inside, a block is in memory to be looked at."""
+        return nullcontext() if self.depot is None or block is None else self.depot.present(block)
+
     def weight(self, anatomy: Anatomy, site: Site) -> LinearWeight:
         held = self.held.get(site.name)
-        return held if held is not None and held.shape == site.shape else anatomy.weight(site)
+        if held is not None and held.shape == site.shape:
+            return held
+        return anatomy.weight(site) if self.depot is None else self.depot.weight(anatomy, site)
 
 
 def run(
@@ -85,28 +99,48 @@ def run(
     watch: Watcher = unwatched,
     packed: bool = False,
     bases: Mapping[str, torch.nn.Module] | None = None,
+    keeper: Keeper = UNKEPT,
+    depot: Depot | None = None,
 ) -> Bench:
     """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
 
     packed: store sparse results as bitmap and values instead of plain matrices with zeros, which open everywhere.
     bases: the other models that the recipe compares with, by the names it gives them (`references.named`).
+    keeper: told of every unit of work that is done. Where it has what an earlier process left, the run goes on from there;
+    the model is then to be the one it was given before, or the last one that the keeper was given as a whole.
+    depot: where the model's blocks are, if they are not in memory; then all steps are linear ones.
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
-        planned = plan(anatomy := Anatomy.of(model), recipe, packed)
-        others(anatomy, recipe, bases or {})
-    compute = getattr(torch, recipe.calibration.compute)
-    seeds, before = Seeds(recipe.seed), planned.bytes_before
-    bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {})
+        if keeper.record is None:  # else the plan was checked on the untouched model, which is not there any more
+            before = plan(anatomy := Anatomy.of(model), recipe, packed).bytes_before
+            others(anatomy, recipe, bases or {})
+        else:
+            before = int(keeper.record["before"])
+    compute, seeds = getattr(torch, recipe.calibration.compute), Seeds(recipe.seed)
+    bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {}, keeper=keeper, depot=depot)
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), fast_products(), kept_heap(), nothing_kept_unpacked():
-            for steps in _phases(recipe.steps):
-                _RUNNERS[kind(type(steps[0][1].method))](bench, steps)
+        with torch.no_grad(), fast_products(), kept_heap() if depot is None else nullcontext(), nothing_kept_unpacked():
+            _carry_out(bench)
+        bench.notes += notes(model, compute) if "forward" in bench.profile.seconds else []
     finally:
         model.train(training)
     return bench
+
+
+def _carry_out(bench: Bench) -> None:
+    phases = _phases(bench.recipe.steps)
+    for number in range(take_up(bench), len(phases) + 1):  # one more: all may be done already
+        steps = phases[number] if number < len(phases) else []
+        linear = bool(steps) and isinstance(steps[0][1].method, LinearMethod)
+        if done_already(bench, number, linear) or not steps:
+            continue
+        again = bench.keeper.record is not None and number < bench.keeper.record["phase"]
+        _RUNNERS[kind(type(steps[0][1].method))](bench, steps)
+        if not again:
+            phase_done(bench, number, linear)
 
 
 Numbered = tuple[int, Step]
@@ -125,24 +159,35 @@ def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
 
 
 def _linear(bench: Bench, steps: list[Numbered]) -> None:
+    begun, bench.begun = bench.begun, None
     anatomy = Anatomy.of(bench.model)
-    work = _strengths(bench, anatomy, steps)
-    with Shelf(anatomy, use=_needs_data(work)) as shelf:
-        _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf)  # type: ignore[attr-defined]
+    work = _strengths(bench, anatomy, steps) if begun is None else _recalled(anatomy, steps, begun)
+    if begun is None:
+        strengths_chosen(bench, work)
+    with bench.depot or Shelf(anatomy, use=_needs_data(work)) as shelf:
+        _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf, begun)  # type: ignore[attr-defined]
     bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
 
 
-def _sweep(bench: Bench, anatomy: Anatomy, work: Work, carry: str, shelf: Shelf) -> None:
-    stream = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_data(work) else None
-    beside = Stream(anatomy, bench.batches, bench.profile, bench.compute) if _needs_pairs(work) else None
+def _sweep(bench: Bench, anatomy: Anatomy, work: Work, carry: str, shelf: Shelf | Depot, begun: Begun | None) -> None:
+    stream = bench.stream(anatomy) if _needs_data(work) else None
+    beside = bench.stream(anatomy) if _needs_pairs(work) else None
+    sites = [site for site in anatomy.sites if any(site in chosen for chosen in work.values())]
+    streams = [s for s in (stream, beside) if s is not None]
+    if begun is not None:
+        begun.take_up(streams)
     shelf.rest()  # the embedding was read
-    for block in range(len(anatomy.blocks)):
+    for block in range(begun.blocks if begun else 0, len(anatomy.blocks)):
         with shelf.at(block):
             _block(bench, anatomy, block, work, stream, carry, beside)
             if stream is not None and carry == "compressed" and block + 1 < len(anatomy.blocks):
                 stream.advance(block)
+            kept = block_done(bench, anatomy, block, sites, streams)
+        if kept:
+            shelf.rest()  # weights of other blocks were read
     with shelf.at(None):
         _block(bench, anatomy, None, work, stream, carry, beside)
+    block_done(bench, anatomy, None, sites, streams)
 
 
 def _block(
@@ -177,6 +222,19 @@ def _strengths(bench: Bench, anatomy: Anatomy, steps: list[Numbered]) -> Work:
     return work
 
 
+def _recalled(anatomy: Anatomy, steps: list[Numbered], begun: Begun) -> Work:
+    """What `_strengths` said when the phase began. The model has changed since, so that allocators cannot be asked again."""
+    work: Work = {}
+    for number, step in steps:
+        assert isinstance(step.method, LinearMethod)
+        chosen = begun.strengths.get(number, {})
+        sites = resolve(anatomy, step.where)[0]
+        work[number] = {
+            s: step.method if step.by is None else replace(step.method, **{step.by.knob: chosen[s.name]}) for s in sites
+        }
+    return work
+
+
 def _allotted(
     bench: Bench, anatomy: Anatomy, number: int, step: Step, sites: Sequence[Site], files: Files
 ) -> dict[Site, LinearMethod]:
@@ -185,7 +243,7 @@ def _allotted(
         return dict.fromkeys(sites, step.method)
     draw = Seeds(bench.seeds.seed).at("by", number)
     try:
-        seen = _observe(bench, anatomy, step.by.needs, sites, draw, {Storage: files.storage(number, sites)})
+        seen = observe(bench, anatomy, step.by.needs, sites, draw, {Storage: files.storage(number, sites)})
         chosen = step.by.allocate(sites, seen)
     except ArithmeticError as error:
         raise CalibrationError(f"{step.by.card.id}: {error}; show more or other calibration text") from error
@@ -194,20 +252,16 @@ def _allotted(
 
 
 def _needs_data(work: Work) -> bool:
-    return any(_is_statistic(need) for chosen in work.values() for m in set(chosen.values()) for need in m.needs)
+    return any(is_statistic(need) for chosen in work.values() for m in set(chosen.values()) for need in m.needs)
 
 
 def _needs_pairs(work: Work) -> bool:
-    needed = {need for chosen in work.values() for m in set(chosen.values()) for need in m.needs if _is_statistic(need)}
+    needed = {need for chosen in work.values() for m in set(chosen.values()) for need in m.needs if is_statistic(need)}
     return any(need.on == "pair" for need in needed)  # type: ignore[attr-defined]
 
 
-def _is_statistic(need: type) -> bool:
-    return need not in (Original, Storage)
-
-
 def _statistics(work: Work, site: Site) -> tuple[type[Statistic], ...]:
-    wanted = [n for chosen in work.values() if site in chosen for n in chosen[site].needs if _is_statistic(n)]
+    wanted = [n for chosen in work.values() if site in chosen for n in chosen[site].needs if is_statistic(n)]
     return tuple(dict.fromkeys(wanted))
 
 
@@ -252,13 +306,15 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
         apply(anatomy, [SetWeight(site, weight)], bench.packed)
     if isinstance(weight, Masked) and not bench.packed and max(work) < len(bench.recipe.steps):
         bench.held[site.name] = weight
+    else:
+        bench.held.pop(site.name, None)
 
 
 def _solved(method: LinearMethod, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight:
     try:
         solved = method.solve(weight, seen, site)
     except ArithmeticError as error:
-        cure = "; show more or other calibration text" if any(map(_is_statistic, method.needs)) else ""
+        cure = "; show more or other calibration text" if any(map(is_statistic, method.needs)) else ""
         raise CalibrationError(f"{method.card.id} at {site.name}: {error}{cure}") from error
     if not bool(torch.isfinite(solved.dense()).all()):
         raise CalibrationError(f"{method.card.id} at {site.name}: the result is not finite")
@@ -274,101 +330,12 @@ def _output_error(original: Tensor, weight: LinearWeight, gram: Tensor | None) -
     return float(((change @ gram) * change).sum(dtype=torch.float64)) / whole if whole > 0 else None
 
 
-def _observe(
-    bench: Bench,
-    anatomy: Anatomy,
-    needs: Sequence[type],
-    sites: Sequence[Site],
-    generator: torch.Generator,
-    known: Mapping[type, Any] | None = None,
-) -> Seen:
-    """Show the model as it is to the calibration set: block statistics [blocks], site statistics by site.
-
-    known: what can be needed and is no matter of showing.
-    """
-    of_block = [n for n in needs if _is_statistic(n) and n.on == "block"]  # type: ignore[attr-defined]
-    of_site = [n for n in needs if _is_statistic(n) and n.on == "input"]  # type: ignore[attr-defined]
-    found: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
-    if of_block or of_site:
-        stream = Stream(anatomy, bench.batches, bench.profile, bench.compute)
-        for block in range(len(anatomy.blocks)):
-            bench.watch(Progress("observe", block, len(anatomy.blocks)))
-            wanted = {s: of_site for s in sites if s.block == block}
-            seen = stream.collect(block, wanted, of_block, advance=True)
-            for need in of_block:
-                found[need].append(seen.block[need])
-            for site, stats in seen.sites.items():
-                for need in of_site:
-                    found[need][site] = stats[need]
-    if Original in needs:
-        found[Original] = Matrices(lambda site: bench.weight(anatomy, site), sites)
-    stacked = {n: torch.stack(v) if isinstance(v, list) else v for n, v in found.items()}
-    return Seen({**stacked, **{need: value for need, value in (known or {}).items() if need in needs}}, generator)
-
-
-def _channels(bench: Bench, steps: list[Numbered]) -> None:
-    ((number, step),) = steps
-    method, begun = step.method, perf_counter()
-    assert isinstance(method, ChannelMethod)
-    anatomy = Anatomy.of(bench.model)
-    couplings = _separable(bench, anatomy, method)
-    if not couplings:
-        raise TrimtabError(f"{method.card.id}: this model has no separable {' or '.join(method.unit)} units")
-    consumers = [c.consumer.site for c in couplings]
-    watched = _observe(bench, anatomy, method.needs, consumers, bench.seeds.at(number))
-    local = {c: Seen({n: watched[n][c.consumer.site] for n in method.needs}, bench.seeds.at(number, c.name)) for c in couplings}
-    with bench.profile("solve"):
-        scores = [method.score(c, anatomy.weight(c.consumer.site), local[c]) for c in couplings]
-        keeps = keep_within(scores, [c.cost for c in couplings], method.sparsity)
-    edits: Edits = []
-    for coupling, keep in zip(couplings, keeps, strict=True):
-        if not bool(keep.all()):
-            edits += _removal(method, anatomy, coupling, keep, local[coupling])
-        bench.receipts.append(_narrowed(number, method, anatomy, coupling, keep, perf_counter() - begun))
-        begun = perf_counter()
-    with bench.profile("apply"):
-        apply(anatomy, edits, bench.packed)
-
-
-def _separable(bench: Bench, anatomy: Anatomy, method: ChannelMethod) -> list[Coupling]:
-    """The couplings that can be narrowed in this model. Experts share one tensor: one of them alone cannot."""
-    wanted = [c for c in anatomy.couplings() if c.unit in method.unit and c.units > 1]
-    plain = [c for c in wanted if all(member.site.index is None for member in c.members)]
-    with bench.profile("probe"):
-        stream = Stream(anatomy, [bench.batches[0][:1, :16]])
-        found = [c for c in plain if narrows(stream, c)]
-    if left := [c.name for c in wanted if c not in found]:
-        bench.notes.append(
-            f"{method.card.id} left {len(left)} of {len(wanted)} sets of channels whole, e.g. {left[0]}: this family fixes them"
-        )
-    return found
-
-
-def _removal(method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: Tensor, seen: Seen) -> Edits:
-    edits: Edits = [Narrow(coupling, keep)]
-    site = coupling.consumer.site
-    added = method.repair(coupling, anatomy.weight(site), keep, seen) if isinstance(method, Repairs) else None
-    if added is not None:
-        present = anatomy.bias(site)
-        edits.append(SetParam(f"{site.path}.bias", added if present is None else present.float() + added))
-    return edits
-
-
-def _narrowed(number: int, method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: Tensor, seconds: float) -> Receipt:
-    weights = coupling.cost * coupling.units
-    before = anatomy.weight(coupling.consumer.site).bits
-    kept = int(keep.sum())
-    notes = {"units_before": coupling.units, "units_after": kept}
-    place, after = coupling.name, before * kept / coupling.units
-    return Receipt(number, str(method), place, coupling.unit, weights, before, after, seconds, None, notes)
-
-
 def _rewrite(bench: Bench, steps: list[Numbered]) -> None:
     ((number, step),) = steps
     method, begun = step.method, perf_counter()
     assert isinstance(method, ModelMethod)
     anatomy = Anatomy.of(bench.model)
-    seen = _observe(bench, anatomy, method.needs, anatomy.sites, bench.seeds.at(number))
+    seen = observe(bench, anatomy, method.needs, anatomy.sites, bench.seeds.at(number))
     with bench.profile("solve"):
         edits = method.rewrite(anatomy, seen)
     bench.drew |= seen.drew
@@ -394,4 +361,4 @@ def _dropped(edits: Edits) -> dict[str, Any]:
     return {"dropped_blocks": blocks} if blocks else {}
 
 
-_RUNNERS = {"linear": _linear, "channel": _channels, "model": _rewrite, "scale": fold}
+_RUNNERS = {"linear": _linear, "channel": narrow, "model": _rewrite, "scale": fold}

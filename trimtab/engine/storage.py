@@ -74,6 +74,22 @@ class Files:
         """Bytes of all tensors, None where the data decide."""
         return self._total(self.specs, self.totals)
 
+    def files(self) -> int | None:
+        """Bytes of the weight files, None where the data decide. Exact for one file, that is up to 4 GB."""
+        total = self.total()
+        final = {s: spec for s, spec in self.specs.items() if self.untied or not self._shares(s)}
+        if total is None or any(spec is None for spec in final.values()):
+            return None
+        every = {name: (tuple(t.shape), t.dtype) for name, t in self._outside().items()}
+        for site, spec in final.items():
+            assert spec is not None
+            every |= {self._stored_as(site, spec, name): how for name, how in formats.layout(spec).items()}
+        return total + len(header.header(every))
+
+    def _stored_as(self, site: Site, spec: Spec, name: str) -> str:
+        """What a file calls a tensor of a site: a matrix that is plain is the layer's own."""
+        return f"{site.path}.weight" if spec["kind"] == "dense" and site.index is None else f"{site.name}.{name}"
+
     def storage(self, number: int, sites: Sequence[Site]) -> Storage:
         """What the allocator of step `number`, from 1, is told."""
         (step, _), later = self.steps[number - 1], self.steps[number:]

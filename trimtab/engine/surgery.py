@@ -181,7 +181,8 @@ def _layer(module: nn.Module) -> type[nn.Module]:
 
 def _plain(weight: Dense, bias: Tensor | None, like: Tensor, layer: type[nn.Module]) -> nn.Module:
     (out, in_), transposed = weight.shape, layer is not nn.Linear
-    value = weight.weight.detach().to(device=like.device, dtype=like.dtype, copy=True)
+    # Row by row, as a file would give it back: products of other strides may round otherwise.
+    value = weight.weight.detach().to(like.device, like.dtype, copy=True, memory_format=torch.contiguous_format)
     with torch.device("meta"):
         new = layer(out, in_) if transposed else layer(in_, out, bias=bias is not None)
     new.weight = nn.Parameter(value.T.contiguous() if transposed else value)
@@ -197,7 +198,7 @@ def _replace_values(module: nn.Module, path: str, weight: LinearWeight) -> None:
     old = getattr(module, "weight", None)
     if not isinstance(weight, Dense) or not isinstance(old, nn.Parameter) or old.shape != weight.shape:
         raise ModelError(f"{path} is a {type(module).__name__}: it keeps a dense matrix of its shape; leave it out of this step")
-    value = weight.weight.detach().to(device=old.device, dtype=old.dtype, copy=True)
+    value = weight.weight.detach().to(old.device, old.dtype, copy=True, memory_format=torch.contiguous_format)
     module.weight = nn.Parameter(value, requires_grad=old.requires_grad)
 
 

@@ -6,7 +6,7 @@ one by one with the recorded arguments. At any moment the memory holds the weigh
 the calibration activations; nothing depends on the architecture beyond "a list of blocks, hidden states first".
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,9 @@ from trimtab.core.kinds import Statistic
 from trimtab.core.places import Site
 from trimtab.core.report import Profile
 from trimtab.engine.attention import Attention
+from trimtab.engine.depot import Present, everything_present
 from trimtab.engine.memory import give_back
+from trimtab.engine.passes import compiled_attention
 
 Needs = Mapping[Site, Sequence[type[Statistic]]]
 Stats = dict[type, Tensor]
@@ -56,13 +58,16 @@ class Stream:
         batches: Sequence[Tensor],
         profile: Profile | None = None,
         compute: torch.dtype = torch.float32,
+        hidden: MutableSequence[Tensor] | None = None,
+        present: Present = everything_present,
     ):
-        """batches: token ids [windows, length] each. Raises `ModelError` if the blocks cannot be driven one by one."""
-        self.anatomy, self.compute = anatomy, compute
+        """batches: token ids [windows, length] each. hidden: an empty list, of whatever kind, for the activations; present: what
+        has a block in memory while it is used. Raises `ModelError` if the blocks cannot be driven one by one."""
+        self.anatomy, self.compute, self.present = anatomy, compute, present
         self.profile = profile or Profile()
         with self.profile("record"), torch.no_grad():
             self.forms = _forms(anatomy, batches[0][:1, :8])
-            self.hidden: list[Tensor] = []
+            self.hidden: MutableSequence[Tensor] = [] if hidden is None else hidden
             self.calls: list[list[Call]] = [[] for _ in anatomy.blocks]
             shared = _Shared(compute)
             with _cast(_outside(anatomy), torch.float32):
@@ -90,9 +95,10 @@ class Stream:
         tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
         outputs = advance or bool(of_block) or tally.late
         if outputs or tally.needs or beside:
-            with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
+            with self._forward(block):
                 for batch, entering in enumerate(self.hidden):
                     if beside:
+                        tally.tokens = entering.shape[0] * entering.shape[1]
                         tally.original = beside.step(block, batch, tuple(tally.needs))
                     attention = Attention(*entering.shape[:2]) if tally.attended else None
                     with Watch(self.anatomy, tuple(tally.needs), tally.see, stop=not outputs), attention or nullcontext():
@@ -115,7 +121,7 @@ class Stream:
 
     def advance(self, block: int) -> None:
         """Replace the hidden states by the outputs of the block as it is now."""
-        with _cast(self.anatomy.blocks[block].parameters(), self.compute), self.profile("forward"):
+        with self._forward(block):
             for batch in range(len(self.hidden)):
                 self.hidden[batch] = self.drive(block, batch)
         give_back()
@@ -128,6 +134,18 @@ class Stream:
         with _replaced(self.anatomy.blocks, stand_ins), _cast(_outside(self.anatomy), torch.float32):
             logits: Tensor = self.anatomy.model(ids, use_cache=False).logits
         return logits
+
+    @contextmanager
+    def _forward(self, block: int) -> Iterator[None]:
+        """Inside, the block is in memory and computes as this stream does."""
+        real = self.anatomy.blocks[block]
+        with (
+            self.present(block),
+            _cast(real.parameters(), self.compute),
+            self.profile("forward"),
+            compiled_attention(self.compute),
+        ):
+            yield
 
     def _record(self, ids: Tensor, shared: "_Shared") -> None:
         blocks = self.anatomy.blocks
@@ -152,6 +170,7 @@ class _Tally:
         self.states: dict[Site, dict[Any, Any]] = {site: {} for site in needs}
         self.whole: dict[Any, Any] = dict.fromkeys(of_block)
         self.original: dict[Site, Tensor] = {}  # this batch's inputs in the untouched model, if anybody asked
+        self.tokens = 0  # of this batch
         asked = {statistic.on for wanted in needs.values() for statistic in wanted}
         self.attended = "attended" in asked
         self.late = bool(asked & LATE)
@@ -159,10 +178,20 @@ class _Tally:
 
     def see(self, sites: Sequence[Site], x: Tensor) -> None:
         with self.profile("statistics"):
-            pair = (self.original[sites[0]],) if self.original else ()
-            self._update(sites, x, {"input": (), "pair": pair})
-            if any(statistic.on in LATE for site in sites for statistic in self.needs[site]):
+            asked = {statistic.on for site in sites for statistic in self.needs[site]}
+            self._update(sites, x, {"input": (), **({"pair": (self._pair(sites[0], x),)} if "pair" in asked else {})})
+            if asked & LATE:
                 self.held.append((sites, x))
+
+    def _pair(self, site: Site, x: Tensor) -> Tensor:
+        """The same tokens in the untouched model. An expert is routed tokens of its own in each of the two models."""
+        original = self.original.get(site)
+        if original is None or not len(original) == len(x) == self.tokens:
+            raise CalibrationError(
+                f"{site.name} is shown some tokens only, not the same ones before and after compression, and the method pairs "
+                "them; skip the experts, or use a method without pairs, such as gptq"
+            )
+        return original
 
     def see_tokens(self, entering: Tensor, leaving: Tensor, attention: Attention | None) -> None:
         """What is known of every token now that the block has answered: [windows, length, width] each."""

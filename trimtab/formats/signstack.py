@@ -1,7 +1,7 @@
 """A stack of blocks, each a matrix of signs times magnitudes of low rank; any number of the first ones is a weight by itself.
 
 A block halves, about, what the blocks before it leave over, at little more than one bit per weight. So one file holds the
-matrix at every size: whoever opens it takes as many blocks as there is room for (`host.loading`). `worth` ranks a block among
+matrix at every size: whoever opens it takes as many blocks as there is room for (`host.within`). `worth` ranks a block among
 those of all matrices of the model, so that the room can be shared out. A block costs 1 + 16 * rank * (1 / out + 1 / in) bits,
 and 32 for its worth. Blocks lie one after the other: the beginning of every tensor is the smaller weight.
 """

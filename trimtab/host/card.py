@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from trimtab.core.recipe import Recipe
+import yaml
+
 from trimtab.core.report import Report
 
 HEAD = """---
@@ -39,11 +40,18 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 
 def model_card(report: Report) -> str:
     """Markdown with front matter. Paths of this machine do not go in: a folder is named by its last part."""
-    recipe = Recipe.from_dict(report.recipe)
+    # As it stands in the report: a method that only the caller knows is in no registry.
+    ids = [next(iter(step)) for step in report.recipe["steps"]]
     base = re.sub(r"[^\w.:/-]", "-", _base(report))  # it lands in YAML
-    tags = ", ".join(dict.fromkeys(step.method.card.id for step in recipe.steps))
-    title = f"{base}, {' -> '.join(step.method.card.id for step in recipe.steps)}"
-    return HEAD.format(base=base, tags=tags, title=title, recipe=recipe.yaml().rstrip(), report=report.markdown())
+    tags = ", ".join(dict.fromkeys(ids))
+    title = f"{base}, {' -> '.join(ids)}"
+    return HEAD.format(
+        base=base,
+        tags=tags,
+        title=title,
+        recipe=yaml.safe_dump(report.recipe, sort_keys=False).rstrip(),
+        report=report.markdown(),
+    )
 
 
 def receipt(report: Report) -> str:

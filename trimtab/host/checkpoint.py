@@ -9,10 +9,10 @@ are checked, and every tensor must be used. After that it is an ordinary transfo
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from trimtab.host.publish import is_unfinished, publish, recover
 from trimtab.host.quantizer import METHOD, TrimtabConfig, TrimtabQuantizer
 from trimtab.host.settle import settle
 
+Opened = TypeVar("Opened")
 Tokenizer = PreTrainedTokenizerBase | None
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -42,16 +43,19 @@ def save(
     overwrite: bool = False,
     max_shard_size: int | str = "4GB",
     receipt: str | None = None,
+    ready: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes the model as `folder`: tokenizer, recipe.yaml, README.md (`card`), receipt.json and the manifest trimtab.json.
 
+    ready: called with the finished folder before it is given its name.
     Raises `UsageError` before any work if the target cannot be written, `ModelError` if a tensor is not finite or would not
     find its place on loading.
     """
-    needs = sum(tensor.nbytes for tensor in _distinct(model).values())
-    with publish(folder, overwrite, needs) as partial:
-        modules = _checked(model)
-        _announce(model, modules)
+    needs = sum(tensor.nbytes for tensor in distinct(model).values())
+    with publish(folder, overwrite, needs, ready) as partial:
+        modules = described(model)
+        _check_values(model)
+        announce(model, modules)
         # The layout of older checkpoints merges and splits matrices by name; packed ones have other names.
         model.save_pretrained(partial, max_shard_size=max_shard_size, save_original_format=not modules)
         if tokenizer is not None:
@@ -70,9 +74,39 @@ def load(
     Raises `ModelError`, one line that names the file and what to do, for anything missing, damaged or out of bounds.
     """
     place = local_folder(folder)
+    return unreplaced(place, lambda: _loaded(place, device, dtype))
+
+
+def unreplaced(place: Path, read: Callable[[], Opened]) -> Opened:
+    """What `read` makes of a folder. Raises `ModelError` if it was exchanged for another meanwhile."""
+    before = _which(place)
+    try:
+        opened = read()
+    except ModelError as error:
+        if _which(place) != before:
+            raise _replaced(place) from error
+        raise
+    if _which(place) != before:
+        raise _replaced(place)
+    return opened
+
+
+def _which(place: Path) -> tuple[int, int] | None:
+    """The folder behind the name: a writer may exchange it for another while it is read."""
+    if not place.exists():
+        return None
+    found = place.stat()
+    return found.st_dev, found.st_ino
+
+
+def _replaced(place: Path) -> ModelError:
+    return ModelError(f"{place} was replaced while it was read; open it again")
+
+
+def _loaded(place: Path, device: str | torch.device | None, dtype: str | torch.dtype | None) -> tuple[PreTrainedModel, Tokenizer]:
     folder_checks.check_links(place)
     manifest.verify(place)
-    config = _config(place)
+    config = read_config(place)
     shapes = folder_checks.weights_in(folder_checks.weight_files(place))
     if (place / "adapter_config.json").exists():
         raise ModelError(f"{place} has an adapter beside the model; merge it into the model or remove it")
@@ -91,7 +125,7 @@ def skeleton(config: Any, model_class: type[PreTrainedModel] | None = None) -> P
         return model_class(config) if model_class else AutoModelForCausalLM.from_config(config)
 
 
-def _checked(model: PreTrainedModel) -> surgery.Modules:
+def described(model: PreTrainedModel) -> surgery.Modules:
     """What the checkpoint has to say about the model's modules, if loading will find a place for each tensor."""
     foreign = getattr(model, "hf_quantizer", None)
     if foreign is not None and not isinstance(foreign, TrimtabQuantizer):
@@ -107,7 +141,6 @@ def _checked(model: PreTrainedModel) -> surgery.Modules:
         if there[name] != size:
             raise ModelError(f"{name} is {list(there[name])}, the config says {list(size)}; it would not open again")
     _check_head(model)
-    _check_values(model)
     return modules
 
 
@@ -120,16 +153,21 @@ def _check_head(model: PreTrainedModel) -> None:
 
 
 def _check_values(model: PreTrainedModel) -> None:
-    for name, value in _distinct(model).items():
-        if value.is_meta:
-            raise ModelError(f"{name} has no values; the model is not complete")
-        if value.is_floating_point() and value.numel():
-            low, high = torch.aminmax(value if value.element_size() > 1 else value.float())
-            if not (low.isfinite() and high.isfinite()):
-                raise ModelError(f"{name} has values that are not finite numbers")
+    for name, value in distinct(model).items():
+        check_value(name, value)
 
 
-def _announce(model: PreTrainedModel, modules: surgery.Modules) -> None:
+def check_value(name: str, value: Tensor) -> None:
+    """Raises `ModelError` for a tensor without values, or with one that is no finite number."""
+    if value.is_meta:
+        raise ModelError(f"{name} has no values; the model is not complete")
+    if value.is_floating_point() and value.numel():
+        low, high = torch.aminmax(value if value.element_size() > 1 else value.float())
+        if not (low.isfinite() and high.isfinite()):
+            raise ModelError(f"{name} has values that are not finite numbers")
+
+
+def announce(model: PreTrainedModel, modules: surgery.Modules) -> None:
     """The config in memory says what the files will say."""
     if modules:
         model.config.quantization_config = TrimtabConfig(modules)
@@ -140,7 +178,7 @@ def _announce(model: PreTrainedModel, modules: surgery.Modules) -> None:
         del model.hf_quantizer
 
 
-def _distinct(model: PreTrainedModel) -> dict[str, Tensor]:
+def distinct(model: PreTrainedModel) -> dict[str, Tensor]:
     """Every tensor once, under its first name, also where several names share it."""
     first: dict[int, tuple[str, Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -176,10 +214,19 @@ def _from_hub(name: str) -> Path:
     except HFValidationError as error:
         raise ModelError(f"there is no model folder {name}, and it is no hub name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(f"there is no model folder {name}, and the hub has no such model or cannot be reached") from error
+        raise ModelError(f"there is no model folder {name}, and {_why_not_from_hub()}") from error
 
 
-def _config(place: Path) -> Any:
+def _why_not_from_hub() -> str:
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return "it was not fetched before; unset HF_HUB_OFFLINE to ask the hub"
+    return "the hub has no such model or cannot be reached"
+
+
+def read_config(place: Path) -> Any:
+    """transformers' config of a model folder. Raises `ModelError`."""
     content = folder_checks.read_config(place)
     kind = content["model_type"]
     if kind not in CONFIG_MAPPING:
@@ -204,7 +251,7 @@ def _check_amount(config: Any, shapes: dict[str, tuple[int, ...]], place: Path) 
         raise
     except Exception as error:
         raise ModelError(f"{place / 'config.json'} is not a usable config: {_first_line(error)}") from error
-    asked = sum(value.numel() for value in _distinct(model).values())
+    asked = sum(value.numel() for value in distinct(model).values())
     held = folder_checks.elements(shapes)
     if asked > 2 * held + (1 << 20):
         raise ModelError(f"{place}: config.json describes {asked:,} numbers, the files hold {held:,}")
@@ -223,7 +270,17 @@ def _from_files(place: Path, config: Any, dtype: str | torch.dtype) -> PreTraine
                 ignore_mismatched_sizes=True,  # they are reported below, by name
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        ArithmeticError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise ModelError(f"{place} cannot be opened: {_first_line(error)}") from error
     for what, names in (
         ("does not hold", found["missing_keys"]),
@@ -231,7 +288,7 @@ def _from_files(place: Path, config: Any, dtype: str | torch.dtype) -> PreTraine
         ("holds in another shape", [key[0] for key in found["mismatched_keys"]]),
     ):
         for name in sorted(names):
-            raise ModelError(f"{place} {what} {name} ({len(names)} such); fetch or write the model again")
+            raise ModelError(f"{place} {what} {_named(name)} ({len(names)} such); fetch or write the model again")
     return model
 
 
@@ -254,6 +311,10 @@ def load_tokenizer(place: Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"the tokenizer in {place} cannot be opened: {_first_line(error)}") from error
+
+
+def _named(tensor: str) -> str:
+    return tensor[:200] if tensor.isprintable() else f"{tensor!r:.200}"
 
 
 def _first_line(error: BaseException) -> str:

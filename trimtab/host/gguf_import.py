@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from trimtab.data.assets import MODEL, cached, fetch
+from trimtab.host.gguf_checks import check_gguf
 from trimtab.host.model_assets import resolve_model as resolve_model
 from trimtab.host.source import history as history
 from trimtab.host.source import record
@@ -29,6 +30,7 @@ def asset_model() -> Path:
 
 def import_gguf(file: Path, folder: Path, note: str) -> None:
     """Write the model and tokenizer of a GGUF file into `folder`, float32, with a source.json that keeps `note`."""
+    check_gguf(file)
     where: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     plain = dequantized(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where))
     plain.save_pretrained(folder)

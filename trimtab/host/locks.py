@@ -1,10 +1,56 @@
 """One process at a time: locks that end with their process, however it ends."""
 
-import fcntl
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+PAUSE = 0.05  # seconds between two tries, where the system cannot wait by itself
+
+if sys.platform == "win32":
+    import msvcrt
+
+    BEYOND = (1 << 31) - 2  # a byte that no such file has: a lock on it keeps nobody from reading
+
+    def _try(file: IO[Any]) -> bool:
+        try:
+            _at_that_byte(file, msvcrt.LK_NBLCK)
+        except OSError:  # the same for every reason
+            return False
+        return True
+
+    def _take(file: IO[Any]) -> None:
+        while not _try(file):
+            time.sleep(PAUSE)
+
+    def _free(file: IO[Any]) -> None:
+        _at_that_byte(file, msvcrt.LK_UNLCK)
+
+    def _at_that_byte(file: IO[Any], what: int) -> None:
+        here = file.tell()
+        file.seek(BEYOND)
+        try:
+            msvcrt.locking(file.fileno(), what, 1)
+        finally:
+            file.seek(here)
+
+else:
+    import fcntl
+
+    def _try(file: IO[Any]) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _take(file: IO[Any]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+    def _free(file: IO[Any]) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -18,11 +64,11 @@ def alone(path: Path) -> Iterator[None]:
 @contextmanager
 def alone_in(file: IO[Any]) -> Iterator[None]:
     """The same for an open file, whatever is in it."""
-    fcntl.flock(file, fcntl.LOCK_EX)
+    _take(file)
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        _free(file)
 
 
 def is_taken(path: Path) -> bool:
@@ -30,8 +76,7 @@ def is_taken(path: Path) -> bool:
     if not path.exists():
         return False
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try(file):
             return True
+        _free(file)
     return False

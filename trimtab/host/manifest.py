@@ -40,15 +40,21 @@ def verify(folder: Path) -> None:
     """Raises `ModelError` naming the first file that is missing, changed, or not in the manifest. None there: no check."""
     if not (folder / NAME).exists():
         return
-    entries = _entries(folder)
+    try:
+        _verify(folder, _entries(folder))
+    except OSError as error:
+        raise ModelError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+
+
+def _verify(folder: Path, entries: Mapping[str, Any]) -> None:
     there = {name for name in _files(folder) if name != NAME and not _is_dotted(name)}
     for name in sorted(there - entries.keys()):
         if name != "README.md":
-            raise ModelError(f"{folder / name} was added after the model was written; move it elsewhere")
+            raise ModelError(f"{_shown(folder, name)} was added after the model was written; move it elsewhere")
     checked = [name for name in sorted(entries) if name != "README.md"]
     for name in checked:
         if name not in there:
-            raise ModelError(f"{folder / name} is missing; fetch or write the model again")
+            raise ModelError(f"{_shown(folder, name)} is missing; fetch or write the model again")
         if (folder / name).stat().st_size != entries[name]["size"]:
             raise ModelError(f"{folder / name} has changed size; fetch or write the model again")
     for name, digest in zip(checked, digests(folder, checked), strict=True):
@@ -68,12 +74,17 @@ def _entries(folder: Path) -> Mapping[str, Any]:
         if not isinstance(entries, dict) or not all({"sha256", "size"} <= entry.keys() for entry in entries.values()):
             raise ValueError("its entries need sha256 and size")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path} is not readable as a manifest: {error}") from error
+        raise ModelError(f"{path} is not readable as a manifest: {error!s:.300}") from error
     return entries
 
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _shown(folder: Path, name: str) -> str:
+    """Names come from outside: in one line, and not too long."""
+    return f"{folder}/{name[:200]}" if name.isprintable() else f"{folder}/{name!r:.200}"
 
 
 def _is_dotted(name: str) -> bool:

@@ -1,4 +1,8 @@
-"""The one place for names of models that begin with `asset:`: fetched and converted, or grown here; then in the cache."""
+"""The one place where a name of a model becomes a folder that `load` opens.
+
+Names that begin with `asset:` are fetched and converted, or grown here; what other programs packed is read into our formats;
+both then lie in the cache. Any other name is a folder already, or one of the hub.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -16,13 +20,13 @@ PREFIX = "asset:"
 
 
 def resolve_model(name_or_path: str, watch: Watcher = unwatched) -> str:
-    """The folder behind an asset's name, made at the first call; any other name is returned as it is.
+    """The folder behind an asset's name or a foreign checkpoint, made at the first call; any other name as it is.
 
     A model that has to be trained first takes minutes; where nobody watches, a warning says so. Raises ModelError on
-    unknown assets.
+    unknown assets, and on foreign checkpoints that cannot be read.
     """
     if not name_or_path.startswith(PREFIX):
-        return name_or_path
+        return str(_foreign(name_or_path, watch) or name_or_path)
     known = model_assets()
     if name_or_path not in known:
         raise ModelError(f"no model is called {name_or_path!r}{did_you_mean(name_or_path, known)}")
@@ -34,6 +38,12 @@ def model_assets() -> dict[str, Callable[[Watcher], Path]]:
     from trimtab.host.homegrown import family
 
     return {"asset:smollm2-135m": _imported, **{PREFIX + wanted.name: partial(_grown, wanted) for wanted in family()}}
+
+
+def _foreign(name: str, watch: Watcher) -> Path | None:
+    from trimtab.host.imports.foreign import imported
+
+    return imported(name, watch)
 
 
 def _imported(watch: Watcher) -> Path:

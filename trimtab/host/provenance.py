@@ -7,7 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-WRITTEN = ("--", ":(top)", ":(top,exclude)claims", ":(top,exclude)benchmarks/*.jsonl")  # results do not change the code
+WRITTEN = (
+    "--",
+    ":(top)",
+    ":(top,exclude)claims",
+    ":(top,exclude)benchmarks/*.jsonl",
+    ":(top,exclude)faults",
+)  # results do not change the code
 PACKAGES = ("trimtab", "torch", "transformers")
 
 

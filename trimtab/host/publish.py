@@ -16,25 +16,32 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.host import manifest
+from trimtab.host.instants import reached
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SLACK = 1 << 20
+LONGEST_NAME = 200  # bytes: 255 are allowed, and hidden siblings have longer names
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 @contextmanager
-def publish(folder: str | Path, overwrite: bool = False, needs: int = 0) -> Iterator[Path]:
+def publish(
+    folder: str | Path, overwrite: bool = False, needs: int = 0, ready: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
     """Yields an empty folder to write into; on success it becomes `folder`, on any exception it vanishes.
 
     overwrite: an existing model folder may be replaced (never a folder that is something else). needs: bytes that will be
-    written, for the check beforehand and for the message when the disk is full. Raises `UsageError` before any work if the
+    written, for the check beforehand and for the message when the disk is full. ready: called with what is about to be renamed,
+    whole and on disk. Raises `UsageError` before any work if the
     target exists, cannot be written, or there is too little space.
     """
     target = check_target(folder, overwrite)
@@ -42,25 +49,33 @@ def publish(folder: str | Path, overwrite: bool = False, needs: int = 0) -> Iter
     partial = _sibling(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _check_alone(target)
         lock = _locked(partial)
     except OSError as error:
         raise UsageError(f"cannot write beside {target}: {error.strerror}") from error
     try:
         yield partial
         _finish(partial)
+        reached("publish: whole")
+        if ready is not None:
+            ready(partial)
         _put_in_place(partial, target, overwrite)
+        reached("publish: done")
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if _is_full(error):
+        if is_full(error):
             raise _full(target, needs) from error
+        if isinstance(error, OSError):
+            raise TrimtabError(f"{target} could not be written: {error.strerror or error}; nothing was published") from error
         raise
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def ensure_space(folder: Path, needs: int) -> None:
     """Raises `UsageError` if the disk that `folder` is (or will be) on has less than `needs` bytes free."""
-    where = _existing(folder)
+    where = existing(folder)
     free = shutil.disk_usage(where).free
     if needs and needs + SLACK > free:
         raise UsageError(f"{folder} needs {_size(needs)} but {_size(free)} are free there; choose another disk or make room")
@@ -88,13 +103,37 @@ def check_target(folder: str | Path, overwrite: bool = False) -> Path:
     target = Path(folder).expanduser().resolve()
     if not target.name:
         raise UsageError(f"{folder} is no name for a model folder")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UsageError(f"cannot write {target.name[:40]}...: a name of more than {LONGEST_NAME} bytes; choose a shorter one")
     try:
+        _check_outside(target)
         recover(target)
         if target.exists():
             _check_existing(target, overwrite)
     except OSError as error:
         raise UsageError(f"cannot write to {target}: {error.strerror}") from error
     return target
+
+
+def check_apart(source: str | Path, target: str | Path) -> None:
+    """Raises `UsageError` if a model would be written over the one that it is made from."""
+    if Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
+        raise UsageError(f"{target} is the model that is read; choose another name for the result")
+
+
+def _check_outside(target: Path) -> None:
+    """A folder inside of a model folder would make a damaged model of that one."""
+    for parent in target.parents:
+        if (parent / manifest.NAME).is_file():
+            raise UsageError(f"{target} is inside of the model folder {parent}; choose a place outside of it")
+
+
+def _check_alone(target: Path) -> None:
+    """Raises `UsageError` naming the process that writes the same folder now."""
+    for path in target.parent.glob(f".{_escaped(target.name)}.partial-*"):
+        pid = _writer(path)
+        if pid is not None and pid != os.getpid() and not _is_abandoned(path):
+            raise UsageError(f"process {pid} is writing {target}; wait for it, or choose another name")
 
 
 def _check_existing(target: Path, overwrite: bool) -> None:
@@ -109,10 +148,17 @@ def _check_existing(target: Path, overwrite: bool) -> None:
         raise UsageError(f"{target} is not a model folder and will not be replaced; choose another name")
 
 
-def _locked(partial: Path) -> int:
-    partial.mkdir()
-    handle = os.open(partial, os.O_RDONLY)
-    _try_lock(handle)
+def _locked(partial: Path) -> int | None:
+    """Only POSIX systems can open a folder; elsewhere the process id in its name alone says that it is being written."""
+    try:
+        partial.mkdir()
+        if os.name != "posix":
+            return None
+        handle = os.open(partial, os.O_RDONLY)
+        _try_lock(handle)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return handle
 
 
@@ -126,10 +172,14 @@ def _finish(partial: Path) -> None:
 
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
     if not (target.exists() and any(target.iterdir())):
+        if target.exists() and os.name != "posix":
+            target.rmdir()  # it is empty; on POSIX systems the rename replaces it
         os.rename(partial, target)
+        reached("publish: in place")
         _sync(target.parent)
     elif overwrite:
         old = partial if _exchange(partial, target) else _replace(partial, target)
+        reached("publish: in place")
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)  # the new model is in place; the next recover removes leftovers
     else:
@@ -173,9 +223,12 @@ def _sync(path: Path) -> None:
 
 def _is_abandoned(path: Path) -> bool:
     """No living process of this system has this id, and nobody holds the lock (a process in another container might)."""
-    pid = path.name.rpartition("-")[0].rpartition("-")[2]
-    if not pid.isdigit() or _is_alive(int(pid)):
+    pid = _writer(path)
+    # psutil: asking with signal 0, as POSIX allows, would interrupt the process on Windows.
+    if pid is None or psutil.pid_exists(pid):
         return False
+    if os.name != "posix":
+        return True
     with suppress(FileNotFoundError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -185,11 +238,15 @@ def _is_abandoned(path: Path) -> bool:
     return False
 
 
+def _writer(path: Path) -> int | None:
+    """The process that made a hidden sibling."""
+    pid = path.name.rpartition("-")[0].rpartition("-")[2]
+    return int(pid) if pid.isdigit() and pid.isascii() and len(pid) < 10 else None
+
+
 def _try_lock(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: the process id alone decides
-        return True
+    import fcntl
+
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -201,21 +258,12 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _sibling(target: Path, what: str) -> Path:
     return target.parent / f".{target.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
@@ -223,13 +271,15 @@ def _escaped(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether this error, or the one behind it, says that there is no room left on the disk."""
     # Writers in other languages (safetensors) report the system's error as text only.
-    return (isinstance(error, OSError) and error.errno in FULL) or "os error 28" in str(error)
+    full = (isinstance(error, OSError) and error.errno in FULL) or "os error 28" in str(error)
+    return full or (error.__cause__ is not None and is_full(error.__cause__))
 
 
 def _full(target: Path, needs: int) -> UsageError:
-    free = shutil.disk_usage(_existing(target)).free
+    free = shutil.disk_usage(existing(target)).free
     wanted = f"it needs {_size(needs)}, {_size(free)} are free" if needs else f"{_size(free)} are free"
     return UsageError(f"the disk of {target} is full: {wanted}; nothing was published, make room and try again")
 

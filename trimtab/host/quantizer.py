@@ -33,7 +33,7 @@ class TrimtabConfig(QuantizationConfigMixin):
 
     def __init__(self, modules: Any = None, version: Any = VERSION, quant_method: str = METHOD, **unknown: Any) -> None:
         if unknown:
-            raise ModelError(f"quantization_config has keys that trimtab does not know: {', '.join(sorted(unknown))}")
+            raise ModelError(f"quantization_config has keys that trimtab does not know: {_listed(unknown)}")
         if version != VERSION:
             raise ModelError(f"the model was written in trimtab format {version!r:.40}; this version reads {VERSION}")
         if not isinstance(modules, dict) or len(modules) > MOST_MODULES:
@@ -80,6 +80,11 @@ class TrimtabQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
+
+
+def _listed(names: Any) -> str:
+    text = ", ".join(sorted(names))
+    return text if text.isprintable() and len(text) < 200 else f"{text!r:.200}"
 
 
 def _nothing_to_draw() -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
-from trimtab.formats import BitPlanes, Dense, Grouped
+from trimtab.formats import NM, BitPlanes, Codebook, Dense, Grouped, Masked
 from trimtab.kernels.module import native
 
 PLAIN = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -25,7 +25,7 @@ def has_kernel(weight: LinearWeight) -> bool:
     """Whether kernels exist for this format, as it is stored and where it is."""
     if type(weight) not in _REPACK or any(t.device.type != "cpu" for t in weight.tensors().values()):
         return False
-    return not isinstance(weight, Dense) or weight.weight.dtype in PLAIN
+    return all(dtype in PLAIN for dtype in _number_types(weight))
 
 
 def repacked(weight: LinearWeight) -> Any:
@@ -48,6 +48,13 @@ def raw(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
 
 
+def _number_types(weight: LinearWeight) -> list[torch.dtype]:
+    """Of the weights that a format keeps as numbers; of some types there is no kernel."""
+    if isinstance(weight, Dense):
+        return [weight.weight.dtype]
+    return [weight.values.dtype] if isinstance(weight, Masked | NM) else []
+
+
 def _grouped(weight: Grouped) -> Any:
     zero = None if weight.packed_zero is None else raw(weight.packed_zero)
     return native().Matrix.grouped(
@@ -64,4 +71,27 @@ def _dense(weight: Dense) -> Any:
     return native().Matrix.dense(raw(weight.weight), PLAIN[weight.weight.dtype], *weight.shape)
 
 
-_REPACK: dict[type, Callable[[Any], Any]] = {Grouped: _grouped, BitPlanes: _bitplanes, Dense: _dense}
+def _masked(weight: Masked) -> Any:
+    return native().Matrix.masked(raw(weight.values), raw(weight.bitmap), PLAIN[weight.values.dtype], *weight.shape)
+
+
+def _nm(weight: NM) -> Any:
+    values, positions = raw(weight.values), raw(weight.packed)
+    return native().Matrix.some_of(values, positions, PLAIN[weight.values.dtype], *weight.shape, weight.n, weight.m)
+
+
+def _codebook(weight: Codebook) -> Any:
+    scale = None if weight.scale is None else raw(weight.scale)
+    group_size = weight.group_size or weight.shape[1]
+    sizes = weight.codebook.shape  # [books, entries, dim]
+    return native().Matrix.codebook(raw(weight.packed), raw(weight.codebook), scale, *weight.shape, *sizes, group_size)
+
+
+_REPACK: dict[type, Callable[[Any], Any]] = {
+    Grouped: _grouped,
+    BitPlanes: _bitplanes,
+    Dense: _dense,
+    Masked: _masked,
+    NM: _nm,
+    Codebook: _codebook,
+}

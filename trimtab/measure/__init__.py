@@ -1,13 +1,24 @@
-"""What a model is worth, in numbers that carry their uncertainty and their setting."""
+"""What a model is worth, in numbers that carry their uncertainty and their setting.
 
+The room is its own verb: `trimtab.measure("smaller")` measures. Importing any module of a room binds the room's name in the
+package, so the name cannot stand for a function beside it; instead the module can be called.
+"""
+
+import inspect
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.core.errors import UsageError
 from trimtab.core.progress import Watcher, unwatched
 from trimtab.core.report import Measurement
 from trimtab.data.windows import evaluation_windows
+from trimtab.host.opening import load
 from trimtab.measure.memory import peak_memory
 
 # Renamed, because these two names belong to the submodules here.
@@ -17,11 +28,12 @@ from trimtab.measure.size import size as size_of
 from trimtab.measure.speed import decode_speed, prefill_speed
 from trimtab.measure.tasks import HARNESS, answer, known
 from trimtab.measure.text_bytes import scored_bytes
+from trimtab.tensors.products import fast_products
 
 
 def measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     source: str = "asset:boolq",
     windows: int = 24,
     length: int = 512,
@@ -34,21 +46,36 @@ def measure(
 ) -> list[Measurement]:
     """Perplexity and bits per byte on `windows` windows of the source, size, memory; if asked, speed and tasks.
 
+    model: folder, hub name or asset, or a model in memory with its tokenizer.
     stride: windows overlap and only the last `stride` tokens of each are scored, which have the rest of it before them.
     tasks: names that `trimtab.measure.tasks` knows; limit: at most so many items of each, the same for every model.
-    Raises UsageError for an unknown task, DataError when the source is missing or too short, ModelError when the model's
-    losses are not finite.
+    Raises UsageError for an unknown task or a missing tokenizer, DataError when the source is missing or too short,
+    ModelError when the model's losses are not finite.
     """
     for task in tasks:
         known(task)
+    model, tokenizer = _opened(model, tokenizer)
     ids = evaluation_windows(source, tokenizer, windows, length, seed, stride)  # [windows, length]
-    with peak_memory(model) as peak:
+    with fast_products(), peak_memory(model) as peak:
         found = [*_text(model, tokenizer, ids, stride, source, seed), *size_of(model)]
         if speed:
             found += [prefill_speed(model, ids[:1]), decode_speed(model, ids[:1, : min(32, length)])]
         for task in tasks:
             found += _task(model, tokenizer, task, limit, seed, watch)
     return [*found, *peak]
+
+
+def _opened(
+    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not isinstance(model, str | Path):
+        if tokenizer is None:
+            raise UsageError("a model in memory is measured with its tokenizer; pass it as the second argument")
+        return model, tokenizer
+    opened, found = load(model)
+    if (tokenizer := tokenizer or found) is None:
+        raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
+    return opened, tokenizer
 
 
 def _text(
@@ -72,3 +99,12 @@ def _task(
 
         return harness(model, tokenizer, [task.removeprefix(HARNESS)], limit, seed)
     return answer(model, tokenizer, task, limit, seed, watch).measurements()
+
+
+class _Room(ModuleType):
+    def __call__(self, *given: Any, **named: Any) -> list[Measurement]:
+        return measure(*given, **named)
+
+
+sys.modules[__name__].__class__ = _Room
+__signature__ = inspect.signature(measure)  # what help() and editors show of a call

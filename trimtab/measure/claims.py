@@ -92,7 +92,7 @@ def run_claim(
         "setting": {**asdict(setting), "model_history": ground.history},
         "code": code_for(claim),
         "commit": commit(),
-        "machine": {**machine(), "kernels": kernels_used()},
+        "machine": {**machine(), "kernels": kernels_used(setting.calibration.compute)},
         "date": _today(),
     }
 

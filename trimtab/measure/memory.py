@@ -4,8 +4,6 @@ A process only ever remembers its highest mark. Linux can be asked to forget it,
 process do not inherit the mark of the largest; elsewhere the mark is that of the whole process, and the setting says so.
 """
 
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import nn
 
 from trimtab.core.report import Measurement
+from trimtab.host import peak
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -45,7 +44,6 @@ def _highest(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+    return peak.peak_memory()

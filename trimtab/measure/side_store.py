@@ -21,6 +21,7 @@ from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe
 from trimtab.data.assets import cache_root
 from trimtab.data.text import documents
+from trimtab.engine import packed_linear
 from trimtab.engine.references import named
 from trimtab.host.checkpoint import local_folder
 from trimtab.host.compress import needs_calibration
@@ -68,9 +69,15 @@ def _content_of(model: str) -> str:
     return fingerprint(local_folder(resolve_model(model)))
 
 
-def kernels_used() -> str | None:
-    """The instruction set of the compiled kernels that packed models run on here; None: they run unpacked."""
-    return kernels.instruction_set() if kernels.available() else None
+def kernels_used(compute: str = "float32") -> str | None:
+    """The compiled kernels that sides are measured with here: instruction set and what runs on them; None: nothing does.
+
+    compute: what calibration passes compute in.
+    """
+    packed = packed_linear.KERNELS and kernels.available()
+    passes = compute == "bfloat16" and kernels.serves_passes()
+    what = [name for name, used in (("packed models", packed), ("passes", passes)) if used]
+    return f"{kernels.instruction_set()}: {', '.join(what)}" if what else None
 
 
 def modules_of(recipes: Iterable[Recipe | None]) -> list[str]:
@@ -136,7 +143,7 @@ class SideStore:
             "seed": recipe.seed if recipe and seeded else None,
             "code": digest_of(modules_of([recipe])),
             "versions": {name: version for name, version in versions().items() if name != "trimtab"},
-            "kernels": kernels_used(),
+            "kernels": kernels_used(recipe.calibration.compute) if recipe else kernels_used(),
         }
 
     def _content(self, recipe: Recipe) -> dict[str, Any]:

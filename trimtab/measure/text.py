@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from trimtab.core.errors import UsageError
 from trimtab.core.seeds import Seeds
 from trimtab.measure.perplexity import evaluating
+from trimtab.runtime.template import render
 
 if TYPE_CHECKING:
     from trimtab.runtime import Sampling
@@ -120,8 +121,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> Tens
     if chat and not tokenizer.chat_template:
         raise UsageError("this tokenizer has no chat template; ask without chat")
     if chat:
-        message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        prompt = render(tokenizer.chat_template, [{"role": "user", "content": prompt}], tokenizer.special_tokens_map)
     # A template writes its special tokens itself.
     ids = tokenizer(prompt, add_special_tokens=not chat, return_tensors="pt")["input_ids"]
     if ids.shape[1] == 0:

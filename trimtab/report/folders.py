@@ -15,7 +15,8 @@ from trimtab.report.document import FORMAT, Document, Model
 from trimtab.report.reading import read_json
 from trimtab.report.receipts import record
 
-LARGEST_HEADER = 100_000_000  # what the safetensors format allows
+MOST_VALUES = 1 << 20  # of which a header of nothing but brackets would make a gigabyte
+LARGEST_HEADER = 32 << 20  # the safetensors format allows 100 MB; 32 MB name 200 000 tensors
 WEIGHTS = (".safetensors", ".gguf")
 # For a drawing only, by the words that families use; what fits nothing is "other". First match counts.
 PART_WORDS = (
@@ -99,7 +100,10 @@ def _header(file: Path) -> dict[str, Any]:
             length = int.from_bytes(data.read(8), "little")
             if not 0 < length <= min(LARGEST_HEADER, file.stat().st_size - 8):
                 raise ValueError(f"a header of {length} bytes")
-            header = json.loads(data.read(length))
+            text = data.read(length)
+        if text.count(b",") + text.count(b"[") + text.count(b"{") > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values")
+        header = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} is damaged or no safetensors file ({error}); fetch or write it again") from error
     if not isinstance(header, dict):

@@ -19,7 +19,7 @@ MARK = '<meta name="generator" content="trimtab report">'  # how a file that may
 
 
 def html(page: Page) -> str:
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = asset("report.css"), asset("report.js")
     policy = (
         f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -32,12 +32,13 @@ def html(page: Page) -> str:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A template, the style sheet or the script, as text."""
     return (files("trimtab.report") / "templates" / name).read_text(encoding="utf-8").rstrip("\n")
 
 

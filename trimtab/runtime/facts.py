@@ -14,6 +14,7 @@ from trimtab.runtime.family import FAMILIES, Family
 
 MOST_LAYERS = 2000
 WIDEST = 1 << 24
+LARGEST = 1e300  # of a number
 CURVES = {
     **{"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"},
     **{"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"},
@@ -91,7 +92,7 @@ def facts(config: Mapping[str, Any]) -> Facts:
         context=_size(config, "max_position_embeddings", "n_positions"),
         tied=bool(config.get("tie_word_embeddings", family.tied)),
         curve=_curve(config, name),
-        epsilon=float(config.get("rms_norm_eps") or config.get("layer_norm_eps") or config.get("layer_norm_epsilon") or 1e-5),
+        epsilon=_epsilon(config),
         scale=_number(config, "query_pre_attn_scalar", head_width) ** -0.5,
         softcap=_number(config, "attn_logit_softcapping", 0.0),
         logit_softcap=_number(config, "final_logit_softcapping", 0.0),
@@ -117,15 +118,20 @@ def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     value = config.get(key)
     if value is None:
         return float(default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < LARGEST:
         raise ModelError(f"config.json: {key} must be a number above 0, got {value!r:.40}")
     return float(value)
+
+
+def _epsilon(config: Mapping[str, Any]) -> float:
+    key = next((k for k in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon") if config.get(k)), "rms_norm_eps")
+    return _number(config, key, 1e-5)
 
 
 def _curve(config: Mapping[str, Any], name: str) -> str:
     keys = ("hidden_activation", "hidden_act", "activation_function")
     given = next((config[key] for key in keys if config.get(key)), "gelu_pytorch_tanh" if name.startswith("gemma") else None)
-    if given not in CURVES:
+    if not isinstance(given, str) or given not in CURVES:
         raise Unsupported(f"{name} with the activation {given!r:.40} is not covered")
     return CURVES[given]
 
@@ -199,9 +205,11 @@ def _layers_without_rope(config: Mapping[str, Any], name: str, layers: int) -> s
 
 def _frequencies(config: Mapping[str, Any], name: str, given: Mapping[str, Any], head_width: int) -> NDArray[np.float32]:
     kind = given.get("rope_type") or given.get("type") or "default"
-    if kind not in _SCALED:
+    if not isinstance(kind, str) or kind not in _SCALED:
         raise Unsupported(f"{name} with {kind!r:.40} scaling of rotary positions is not covered")
     base = _number(given, "rope_theta", 10000.0 if name != "smollm3" else 2000000.0)
+    if not 1e-30 < base < 1e30:
+        raise ModelError(f"config.json: rope_theta is {base:g}, which no float32 number holds well")
     part = given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or config.get("rotary_pct") or 1.0
     turned = int(head_width * _number({"part": part}, "part", 1.0))
     if not 2 <= turned <= head_width or turned % 2:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from trimtab.core.errors import ModelError
 
 LARGEST_JSON = 1 << 26
-LARGEST_HEADER = 100 << 20
+LARGEST_HEADER = 32 << 20  # the format allows 100 MB; 32 MB name 200 000 tensors with long names
+MOST_VALUES = 1 << 20  # in one JSON file: as many bytes of brackets and commas would be 50 times as many in memory
 LARGEST = 1 << 31  # of a dimension
 SIZES = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
@@ -52,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"larger than {LARGEST_JSON} bytes")
-        content = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique)
+        content = json.loads(_bounded(path.read_bytes()), parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique)
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing; that is no complete model folder") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -117,14 +118,27 @@ def _tensors(file: Path) -> dict[str, Stored]:
     if len(whole) < 8 or not 2 <= length <= min(LARGEST_HEADER, len(whole) - 8):
         raise _damaged(file, "its header is longer than the file")
     try:
-        header = json.loads(whole[8 : 8 + length].tobytes(), object_pairs_hook=_unique)
+        header = json.loads(_bounded(whole[8 : 8 + length].tobytes()), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(file, f"its header is not readable: {error}") from error
     if not isinstance(header, dict):
         raise _damaged(file, "its header is no table")
     body = np.asarray(whole)[8 + length :]
     header.pop("__metadata__", None)
-    return {name: _tensor(file, name, entry, body) for name, entry in header.items()}
+    found = {name: _tensor(file, name, entry, body) for name, entry in header.items()}
+    _check_covered(file, header, len(body))
+    return found
+
+
+def _check_covered(file: Path, header: dict[str, Any], size: int) -> None:
+    """Tensors lie behind each other up to the end, as the format has it: no byte is in two of them, or in none."""
+    end = 0
+    for name, (begin, after) in sorted(((n, e["data_offsets"]) for n, e in header.items()), key=lambda entry: entry[1]):
+        if begin != end:
+            raise _damaged(file, f"{name!r:.200} does not begin where the tensor before it ends")
+        end = after
+    if end != size:
+        raise _damaged(file, f"{size - end} bytes at its end belong to no tensor")
 
 
 def _tensor(file: Path, name: str, entry: Any, body: Bytes) -> Stored:
@@ -132,14 +146,26 @@ def _tensor(file: Path, name: str, entry: Any, body: Bytes) -> Stored:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         sizes = [*shape, begin, end]
     except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(file, f"the header's entry for {name:.200} is not complete") from error
-    if dtype not in SIZES or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
-        raise _damaged(file, f"the header's entry for {name:.200} is not readable")
+        raise _damaged(file, f"the header's entry for {name!r:.200} is not complete") from error
+    if (
+        not isinstance(dtype, str)
+        or dtype not in SIZES
+        or not isinstance(shape, list)
+        or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes)
+    ):
+        raise _damaged(file, f"the header's entry for {name!r:.200} is not readable")
     if len(shape) > 8 or any(n > LARGEST for n in shape) or not begin <= end <= len(body):
-        raise _damaged(file, f"{name:.200} lies outside of the file")
+        raise _damaged(file, f"{name!r:.200} lies outside of the file")
     if end - begin != prod(shape) * SIZES[dtype]:
-        raise _damaged(file, f"{name:.200} is {dtype} {shape} in {end - begin} bytes, which do not fit")
+        raise _damaged(file, f"{name!r:.200} is {dtype} {shape} in {end - begin} bytes, which do not fit")
     return Stored(NAMES.get(dtype, dtype), tuple(shape), body[begin:end])
+
+
+def _bounded(data: bytes) -> str:
+    """As text, if there are not too many values in it. Raises `ValueError`."""
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_VALUES} values")
+    return data.decode("utf-8")
 
 
 def _damaged(file: Path, why: str) -> ModelError:

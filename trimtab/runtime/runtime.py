@@ -70,8 +70,9 @@ class Runtime:
         """Maps the files and lays out the weights for this processor.
 
         threads: all cores by default; more than there are count as all, and `threads` says how many that is. activations:
-        "float32" multiplies exactly the stored weights, "int16" and "int8" round what enters a product with codes. head_bits:
-        of a plain head; 16 by default, which is bfloat16; 32 leaves it as it is stored, 8 and 4 make it codes. kv: how keys and
+        "float32" multiplies exactly the stored weights, "int16" and "int8" round what enters a product with codes, and to
+        bfloat16, where many tokens are read at once, what enters one with matrices of that type. head_bits: of a plain head; 16
+        by default, which is bfloat16; 32 leaves it as it is stored, 8 and 4 make it codes. kv: how keys and
         values are kept. context: fewer positions than the model has. Raises `Unsupported` for a model that is not covered,
         `ModelError` for one that is damaged, `UsageError` for the rest.
         """
@@ -100,7 +101,8 @@ class Runtime:
 
     def session(self) -> "Session":
         """A new conversation, with keys and values of its own."""
-        return Session(self)
+        digits = ACTIVATIONS[self.activations]
+        return Session(self, native().Session(self._model, self.kernel, self.threads, digits, self.kv, CHUNK))
 
 
 class Session:
@@ -109,12 +111,14 @@ class Session:
     Not to be shared between threads at the same time; sessions of one runtime may run in several.
     """
 
-    def __init__(self, runtime: Runtime):
+    def __init__(self, runtime: Runtime, made: Any):
         self.runtime = runtime
         self._vocabulary = runtime.vocabulary
-        self._native = native().Session(
-            runtime._model, runtime.kernel, runtime.threads, ACTIVATIONS[runtime.activations], runtime.kv, CHUNK
-        )
+        self._native = made
+
+    def another(self) -> "Session":
+        """A new conversation that can go on together with this one."""
+        return Session(self.runtime, self._native.another())
 
     @property
     def length(self) -> int:
@@ -134,8 +138,12 @@ class Session:
         """
         given = _ids(ids)
         logits = np.empty((len(given) if every else 1, self._vocabulary), np.float32)
-        _told(self._native.read, given, logits, every)
+        told(self._native.read, given, logits, every)
         return logits if every else logits[0]
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Reads ids, at least one. Raises as `prefill` does."""
+        told(self._native.read, _ids(ids), None, False)
 
     def step(self, id: int) -> Logits:
         """Reads one id. Returns the logits that follow it, [vocabulary]."""
@@ -149,13 +157,13 @@ class Session:
         Ends early where the context is full. What was not taken from the iterator is not part of the conversation. ids may be
         empty if there was something before. Raises as `prefill` does, when the first token is asked for.
         """
-        sampler, stops = _sampler(sampling or Sampling()), list(stop)
+        sampler, stops = sampler_of(sampling or Sampling()), list(stop)
         if len(ids):
-            _told(self._native.read, _ids(ids), None, False)
+            self.read(ids)
         yielded = 0
         while yielded < new_tokens:
             before = self.length
-            made = _told(self._native.generate, sampler, min(STREAMED if yielded else 1, new_tokens - yielded), stops)
+            made = told(self._native.generate, sampler, min(STREAMED if yielded else 1, new_tokens - yielded), stops)
             taken = 0
             try:
                 for id in made:
@@ -170,18 +178,25 @@ class Session:
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens. Raises `UsageError`."""
-        _told(self._native.truncate, length)
+        told(self._native.truncate, length)
 
     def reset(self) -> None:
         """Forgets everything."""
         self._native.truncate(0)
 
 
-def _sampler(sampling: Sampling) -> Any:
+def together(sessions: Sequence[Session], samplers: Sequence[Any], count: int, stops: Sequence[int]) -> list[list[int]]:
+    """At most `count` tokens of each of some sessions that `another` made, in one pass over the weights per token."""
+    made = told(native().together, [session._native for session in sessions], list(samplers), count, list(stops))
+    return [list(said) for said in made]
+
+
+def sampler_of(sampling: Sampling) -> Any:
+    """The compiled module's. Raises `UsageError`."""
     s = sampling
     if not 0 <= s.seed < 1 << 64:
         raise UsageError(f"seed must be from 0 to {(1 << 64) - 1}, got {s.seed}")
-    return _told(native().Sampler, s.temperature, s.top_k, s.top_p, s.repetition_penalty, s.seed)
+    return told(native().Sampler, s.temperature, s.top_k, s.top_p, s.repetition_penalty, s.seed)
 
 
 def _ids(ids: Sequence[int]) -> NDArray[np.int32]:
@@ -191,7 +206,7 @@ def _ids(ids: Sequence[int]) -> NDArray[np.int32]:
     return given.astype(np.int32)
 
 
-def _told(call: Any, *arguments: Any) -> Any:
+def told(call: Any, *arguments: Any) -> Any:
     """The call, with what it refuses told as a `UsageError`, and what went wrong inside as a `ModelError`."""
     try:
         return call(*arguments)

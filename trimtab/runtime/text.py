@@ -17,6 +17,7 @@ from trimtab.runtime.template import render
 
 Messages = Sequence[Mapping[str, str]]  # {"role": "user", "content": ...}
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+HIGHEST_PENALTY = 1e6
 NO_WORD = "\ufffd"  # what decoding gives for bytes that are no character yet
 
 
@@ -49,7 +50,7 @@ class Text:
         tokenizer.no_padding()
         settings = _settings(folder / "tokenizer_config.json")
         names = {name: _plain(settings[name]) for name in SPECIAL if settings.get(name) is not None}
-        penalty = float(_settings(folder / "generation_config.json").get("repetition_penalty") or 1.0)
+        penalty = _penalty(folder / "generation_config.json")
         return cls(tokenizer, _template(folder, settings), names, _stops(folder), penalty)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -108,11 +109,21 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """A file of its own, or among the tokenizer's settings; of several the one called "default"."""
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"{file} is not readable: {error}") from error
     found = settings.get("chat_template")
     if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        found = next((e.get("template") for e in found if isinstance(e, dict) and e.get("name") == "default"), None)
     return found if isinstance(found, str) else None
+
+
+def _penalty(path: Path) -> float:
+    value = _settings(path).get("repetition_penalty") or 1.0
+    if not isinstance(value, int | float) or not 0 < value < HIGHEST_PENALTY:
+        raise ModelError(f"{path}: repetition_penalty must be a number above 0, got {value!r:.40}")
+    return float(value)
 
 
 def _stops(folder: Path) -> tuple[int, ...]:
@@ -120,5 +131,8 @@ def _stops(folder: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         found = _settings(folder / name).get("eos_token_id")
         if found is not None:
-            return tuple(found) if isinstance(found, list) else (found,)
+            ids = found if isinstance(found, list) else [found]
+            if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+                raise ModelError(f"{folder / name}: eos_token_id must be a number or a list of them, got {found!r:.40}")
+            return tuple(ids)
     return ()

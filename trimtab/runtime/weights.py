@@ -1,7 +1,8 @@
 """From the tensors of a file and the spec beside them to a weight of the compiled module.
 
 The specs are those that `formats` writes; what they mean is said there. Every field is checked before it is used, and every
-tensor against the spec. Formats without a kernel are unpacked once, while the model is opened.
+tensor against the spec. A format without a kernel (points on pyramids or of a lattice, sums of
+signs, rotations) is unpacked once, while the model is opened.
 """
 
 from collections.abc import Callable, Mapping
@@ -79,6 +80,8 @@ def plain(path: str, stored: Stored, transposed: bool = False) -> Weight:
 def take_rows(weight: Weight, rows: Rows) -> Weight:
     """The same weight with these of its outputs, in this order. rows: distinct, at least one."""
     spec = {**weight.spec, "shape": [len(rows), weight.shape[1]]}
+    if weight.kind == "masked":
+        return _survivors_of(weight, rows)
     if weight.kind in _WHOLE:
         return take_rows(unpacked(weight), rows)
     if weight.kind in ("sum", "chain", "rotated"):
@@ -173,15 +176,71 @@ def _dense(weight: Weight) -> Any:
     return _native(weight, native().Matrix.dense, data, dtype, *weight.shape)
 
 
-_LEAVES: dict[str, Callable[[Weight], Any]] = {"grouped": _grouped, "bitplanes": _bitplanes, "dense": _dense}
+def _codebook(weight: Weight) -> Any:
+    (out, in_), books, entries = weight.shape, weight.size("books", 1, 64), weight.size("entries", 2, 256)
+    dim, scale, group = weight.size("dim"), None, in_
+    vectors, bits = _divided(weight, in_, dim), (entries - 1).bit_length()
+    codes = weight.tensor("codes", "uint8", books, out, -(-vectors * bits // 8))
+    book = weight.tensor("codebook", "float16", books, entries, dim)
+    if weight.spec.get("group_size") is not None:
+        group = weight.size("group_size")
+        scale = weight.tensor("scale", "float16", out, _divided(weight, in_, group)).data
+    return _native(weight, native().Matrix.codebook, codes.data, book.data, scale, out, in_, books, entries, dim, group)
+
+
+def _nm(weight: Weight) -> Any:
+    (out, in_), m = weight.shape, weight.size("m", 2, 256)
+    n, bits = weight.size("n", 1, m - 1), (m - 1).bit_length()
+    count = _divided(weight, in_, m) * n
+    data, dtype = _numbers(weight, "values", out, count)
+    positions = weight.tensor("positions", "uint8", out, -(-count * bits // 8))
+    return _native(weight, native().Matrix.some_of, data, positions.data, dtype, out, in_, n, m)
+
+
+def _masked(weight: Weight) -> Any:
+    out, in_ = weight.shape
+    data, dtype = _numbers(weight, "values", weight.size("kept", 0, out * in_))
+    return _native(weight, native().Matrix.masked, data, _bitmap(weight).data, dtype, out, in_)
+
+
+_LEAVES: dict[str, Callable[[Weight], Any]] = {
+    "grouped": _grouped,
+    "bitplanes": _bitplanes,
+    "dense": _dense,
+    "codebook": _codebook,
+    "nm": _nm,
+    "masked": _masked,
+}
+
+
+def _bitmap(weight: Weight) -> Stored:
+    return weight.tensor("bitmap", "uint8", weight.shape[0], -(-weight.shape[1] // 8))
+
+
+def _survivors_of(weight: Weight, rows: Rows) -> Weight:
+    """`take_rows` where rows have as many values as survive in them."""
+    out, in_ = weight.shape
+    bitmap, kept = _bitmap(weight).array(), weight.size("kept", 0, out * in_)
+    counts = np.unpackbits(bitmap, axis=-1, bitorder="little")[:, :in_].sum(-1, dtype=np.int64)
+    if int(counts.sum()) != kept:
+        raise ModelError(f"{weight.path}: the bitmap marks {int(counts.sum())} weights, there are {kept}")
+    values = weight.tensor("values", str(weight.spec.get("dtype")), kept)
+    ends = np.cumsum(counts)
+    taken = np.concatenate([values.array()[ends[row] - counts[row] : ends[row]] for row in rows])
+    tensors = {"values": _of(values.dtype, taken), "bitmap": _of("uint8", bitmap[rows])}
+    return replace(weight, spec={**weight.spec, "shape": [len(rows), in_], "kept": len(taken)}, tensors=tensors)
 
 
 def _floats(weight: Weight) -> tuple[Bytes, str]:
-    """Bytes and dtype of a plain matrix; float32 that holds nothing but bfloat16 numbers becomes bfloat16."""
+    return _numbers(weight, "weight", *weight.shape)
+
+
+def _numbers(weight: Weight, name: str, *shape: int) -> tuple[Bytes, str]:
+    """Bytes and dtype of weights as numbers; float32 that holds nothing but bfloat16 numbers becomes bfloat16."""
     dtype = str(weight.spec.get("dtype"))
     if dtype not in (*PLAIN, "float64"):
         raise ModelError(f"{weight.path}: dtype {dtype!r:.40} is not known")
-    stored = weight.tensor("weight", dtype, *weight.shape)
+    stored = weight.tensor(name, dtype, *shape)
     data = stored.data if dtype != "float64" else stored.array().astype(np.float32).view(np.uint8).reshape(-1)
     if dtype in ("float32", "float64"):
         halves = data.view("<u2").reshape(-1, 2)
@@ -194,49 +253,6 @@ def _floats(weight: Weight) -> tuple[Bytes, str]:
 def is_wide(weight: Weight) -> bool:
     """Whether a plain matrix takes more than 16 bits per weight."""
     return _floats(weight)[1] == "float32"
-
-
-def _codebook(weight: Weight) -> NDArray[np.float32]:
-    out, in_ = weight.shape
-    books, entries, dim = weight.size("books", 1, 64), weight.size("entries", 2, 256), weight.size("dim")
-    bits, vectors = (entries - 1).bit_length(), _divided(weight, in_, dim)
-    codes = _codes(weight.tensor("codes", "uint8", books, out, -(-vectors * bits // 8)).array(), bits, vectors)
-    if int(codes.max()) >= entries:
-        raise ModelError(f"{weight.path}: codes go up to {int(codes.max())}; the codebook has {entries} entries")
-    book = weight.tensor("codebook", "float16", books, entries, dim).floats()
-    full: NDArray[np.float32] = book[0][codes[0]]
-    for i in range(1, books):
-        full += book[i][codes[i]]
-    if weight.spec.get("group_size") is not None:
-        groups = _divided(weight, in_, weight.size("group_size"))
-        full = full.reshape(out, groups, -1) * weight.tensor("scale", "float16", out, groups).floats()[..., None]
-    return full.reshape(out, in_)
-
-
-def _nm(weight: Weight) -> NDArray[Any]:
-    (out, in_), m = weight.shape, weight.size("m", 2, 256)
-    n, bits = weight.size("n", 1, m - 1), (m - 1).bit_length()
-    count = _divided(weight, in_, m) * n
-    values = weight.tensor("values", str(weight.spec.get("dtype")), out, count).array()
-    positions = _codes(weight.tensor("positions", "uint8", out, -(-count * bits // 8)).array(), bits, count)
-    if int(positions.max()) >= m:
-        raise ModelError(f"{weight.path}: positions go up to {int(positions.max())} in groups of {m}")
-    full = np.zeros((out, in_ // m, m), values.dtype)
-    np.put_along_axis(full, positions.reshape(out, -1, n).astype(np.int64), values.reshape(out, -1, n), axis=-1)
-    return full.reshape(out, in_)
-
-
-def _masked(weight: Weight) -> NDArray[Any]:
-    out, in_ = weight.shape
-    bitmap = weight.tensor("bitmap", "uint8", out, -(-in_ // 8)).array()
-    keep = np.unpackbits(bitmap, axis=-1, bitorder="little")[:, :in_].astype(bool)
-    kept = weight.size("kept", 0, out * in_)
-    values = weight.tensor("values", str(weight.spec.get("dtype")), kept).array()
-    if int(keep.sum()) != kept:
-        raise ModelError(f"{weight.path}: the bitmap marks {int(keep.sum())} weights, there are {kept}")
-    full = np.zeros((out, in_), values.dtype)
-    full[keep] = values
-    return full
 
 
 def _pyramid(weight: Weight) -> NDArray[np.float32]:
@@ -291,16 +307,13 @@ def _whole_numbers(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[Any]
 
 
 _UNPACK: dict[str, Callable[[Weight], NDArray[Any]]] = {
-    "codebook": _codebook,
-    "nm": _nm,
-    "masked": _masked,
     "pyramid": _pyramid,
     "signplanes": signplanes,
     "signstack": signstack,
     "lattice": lattice,
     "rotation": rotation,
 }
-_WHOLE = ("masked", "signplanes", "signstack", "lattice", "rotation")  # whose rows are no rows of their tensors
+_WHOLE = ("signplanes", "signstack", "lattice", "rotation")  # whose rows are no rows of their tensors
 
 
 def _codes(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint8]:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from trimtab import kernels
+
 State = tuple[Tensor, int]
 TILE = 128  # columns; a symmetric product in tiles skips the tiles above the diagonal
 
@@ -19,10 +21,11 @@ class Gram:
     @staticmethod
     def update(state: State, x: Tensor) -> State:
         total, tokens = state
-        x = x.float()
-        for row in range(0, x.shape[1], TILE):
-            left = x[:, row : row + TILE]
-            total[row : row + TILE, : row + TILE].addmm_(left.T, x[:, : row + TILE])
+        if not kernels.add_gram(total, x):
+            x = x.float()
+            for row in range(0, x.shape[1], TILE):
+                left = x[:, row : row + TILE]
+                total[row : row + TILE, : row + TILE].addmm_(left.T, x[:, : row + TILE])
         return total, tokens + len(x)
 
     @staticmethod

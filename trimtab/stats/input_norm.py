@@ -1,30 +1,17 @@
 """Root mean square of every input channel over the calibration tokens."""
 
-import torch
 from torch import Tensor
 
-State = tuple[Tensor, int]
+from trimtab.stats.channel_mean import ChannelMean, State
 
 
-class InputNorm:
+class InputNorm(ChannelMean):
     """[in] float32: sqrt(mean_t x[t, i]^2)."""
-
-    on = "input"
-
-    @staticmethod
-    def start(shape: tuple[int, int], device: torch.device) -> State:
-        return torch.zeros(shape[1], device=device), 0
 
     @staticmethod
     def update(state: State, x: Tensor) -> State:
-        total, tokens = state
-        return total + x.float().square().sum(0), tokens + len(x)
-
-    @staticmethod
-    def merge(a: State, b: State) -> State:
-        return a[0] + b[0], a[1] + b[1]
+        return state[0] + x.float().square().sum(0), state[1] + len(x)
 
     @staticmethod
     def finish(state: State) -> Tensor:
-        total, tokens = state
-        return (total / max(tokens, 1)).sqrt()
+        return ChannelMean.finish(state).sqrt()

@@ -23,9 +23,13 @@ def truncated(weight: Tensor, rank: int, root: Tensor | None = None) -> Factors:
     """Best rank-`rank` factors of weight [out, in]. root: lower triangular or diagonal-as-vector L, or None for identity.
 
     Singular values are shared evenly between the factors, so that both can be stored with the same precision.
+    Raises ArithmeticError where the product W L is beyond what a decomposition can do.
     """
     weight = weight.double()
-    u, s, vt = torch.linalg.svd(_times(weight, root), full_matrices=False)
+    try:
+        u, s, vt = torch.linalg.svd(_times(weight, root), full_matrices=False)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # made at run time by torch
+        raise ArithmeticError("weight and inputs have no singular values: they are not finite or too far apart") from error
     half = s[:rank].sqrt()
     right = _undo(half[:, None] * vt[:rank], root)
     return Factors((u[:, :rank] * half).float(), right.float(), float(s[rank:].square().sum()))

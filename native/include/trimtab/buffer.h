@@ -6,11 +6,16 @@
 
 namespace trimtab {
 
+struct Slab;
+
 // `size` bytes, aligned to 64, or to huge pages where it is large: streaming a matrix then misses no TLB. Not initialised.
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::size_t size);  // throws std::bad_alloc
+  // For what stays and is read again and again: small ones lie in huge pages, too, several in one. Their room is free again when
+  // all that were made at about the same time are gone.
+  static Buffer lasting(std::size_t size);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
@@ -22,6 +27,7 @@ class Buffer {
  private:
   uint8_t* data_ = nullptr;
   std::size_t size_ = 0;
+  Slab* slab_ = nullptr;  // whose part this is, if of one
 };
 
 }  // namespace trimtab

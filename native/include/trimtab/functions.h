@@ -34,5 +34,8 @@ extern const Functions kScalarFunctions;
 extern const Functions kAvx2Functions;
 extern const Functions kAvx512Functions;
 #endif
+#if defined(TRIMTAB_ARM)
+extern const Functions kNeonFunctions;
+#endif
 
 }  // namespace trimtab

@@ -34,8 +34,12 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 #endif
+#if defined(TRIMTAB_ARM)
+extern const Kernels kNeon;
+extern const Kernels kDotprod;
+#endif
 
 int64_t fast_scratch(const Tiles& matrix, int64_t tokens);
-int64_t exact_scratch(int64_t tokens);
+int64_t exact_scratch(const Tiles& matrix, int64_t tokens);
 
 }  // namespace trimtab

@@ -10,11 +10,18 @@
 //            of 3 bits there are 2 quads in a vector, and 2 more in the 2 bits that 3 vectors have left.
 //   granule  the fewest columns that are whole in all fields: 32 for odd widths, otherwise 16. Groups are padded to granules;
 //            the activations there are zero, so what the padding codes say does not count.
-//   part     the codes of one group: all of it for integers; one bit plane for sums of scaled binaries.
+//   part     the codes of one group: all of it for integers; one bit plane for sums of scaled binaries. Planes each of which
+//            counts twice as much as the one before it become integers.
 //   super    up to 4 groups. Their scales and offsets stand in a header in front of their codes, so that everything is read
 //            in one forward stream and every vector is aligned.
 //
 // Plain matrices lie in the same tiles, column by column; bfloat16 in pairs of columns, byte 4 * row + 2 * column of a vector.
+//
+// Sparse matrices: a tile has 16 bits for every column, bit r for row r, and then the values that there are, column by column
+// and in a column row by row. Tiles are of different sizes.
+//
+// Codebooks: what stands in granules are codes of runs of `dim` columns; the codes of all books for one granule follow each other.
+// In front of the codes of a tile are its scales, float16 [group][row], if there are any.
 //
 // Everything below is plain data without member functions: files compiled for different instruction sets share it, and an
 // inline function compiled for the wrong one must not be what the linker keeps.
@@ -36,7 +43,7 @@ constexpr int64_t kFlock = 256;  // tokens that pass while they are unpacked
 constexpr int64_t kWidestBundle = 8;  // tokens that a kernel multiplies at once, at most
 constexpr int kMostParts = 8;
 
-enum class Store : int { codes, float32, float16, bfloat16 };
+enum class Store : int { codes, float32, float16, bfloat16, sparse, books };
 
 // What is added to scale * code: nothing but -middle * scale; a stored zero point, -zero * scale; or a free offset.
 enum class Offset : int { middle, zero, free };
@@ -48,9 +55,15 @@ struct Tiles {
   int64_t out, in;
   int64_t tiles;
   int64_t tile_bytes;
-  // The rest is for codes only.
+  // Of sparse matrices:
+  Store values;
+  const int64_t* starts;  // of the tiles in `data`; tile_bytes is what the largest takes
+  // Of codebooks, whose `parts` are the books; `header_bytes` are 0 without scales:
+  int64_t dim, entries;
+  const float* table;  // [book][room for entries][room for an entry]
+  // The rest is for codes, bits and groups for codebooks as well.
   Offset offset;
-  int bits;        // of a code: 1 for bit planes, 2 to 8 for integers
+  int bits;        // of a code: 1 for bit planes, 2 to 8 for integers; these, too, may have come as planes
   int parts;       // 1, or the number of bit planes
   int64_t group;   // columns of a group
   int64_t padded;  // the same, filled up to granules
@@ -89,5 +102,14 @@ static constexpr int64_t panel_groups(const Tiles& m) {
   return m.parts * m.padded >= kPanel ? 1 : kPanel / (m.parts * m.padded);
 }
 static constexpr int64_t ceil_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// In the table of a codebook: entries of single numbers are looked up 16 at once, others are loaded 4 numbers at a time.
+static constexpr int64_t entry_room(const Tiles& m) { return m.dim == 1 ? 1 : ceil_to(m.dim, 4); }
+static constexpr int64_t book_room(const Tiles& m) { return ceil_to(m.entries, kRows) * entry_room(m); }
+// Codes of a book that are unpacked at a time: granules that together have about a strip of columns, and at least one.
+static constexpr int64_t codes_at_once(const Tiles& m) {
+  const int64_t granule = granule_of(m.bits), columns = granule * m.dim;
+  return columns >= kStrip ? granule : kStrip / columns * granule;
+}
 
 }  // namespace trimtab

@@ -28,6 +28,10 @@ enum class Activations : int { exact = 0, int8 = 1, int16 = 2 };
 void linear(const Matrix& matrix, const float* x, int64_t tokens, const float* bias, float* y, Activations activations,
             const Kernels& kernels, int threads);
 
+// Whether a product of this matrix with several tokens may be taken by `Kernels::fast` from activations in bfloat16, to which
+// `Kernels::quantize` rounds them. One token is taken from floats.
+bool takes_bfloats(const Tiles& matrix, const Kernels& kernels);
+
 // The two halves of `linear` for matrices of codes, for whoever shares activations between products: a batch over memory of
 // batch_bytes(), filled by Kernels::quantize. Matrices of the same inputs, group and padded group take the same batch if
 // `planes` says the same of them.

@@ -24,7 +24,7 @@ struct Input {
   bool operator==(const Input& other) const;
 };
 
-struct Integers {  // a form of an input; the layout is that of this matrix and of all that are like it
+struct Integers {  // or bfloats: a form of an input; the layout is that of this matrix and of all that are like it
   int input;
   const Tiles* layout;
 };
@@ -33,7 +33,7 @@ struct Product {
   const Tiles* matrix;
   const float* bias;
   int input;
-  int integers;  // -1: from floats
+  int integers;  // -1: from floats, as is always done for one token and a plain matrix
   int out;       // buffer
   bool add;      // to what is there
   int64_t first;  // tile, of all in the step
@@ -57,7 +57,7 @@ struct Program {
   // Buffers that always exist; those of compositions come after them.
   enum : int { kHidden, kBranch, kQ, kK, kV, kAttended, kGate, kUp, kLogits, kFirstOfCompositions };
 
-  Program(const Model& model, Activations activations);
+  Program(const Model& model, Activations activations, const Kernels& kernels);
 
   std::vector<Step> steps;
   std::size_t body = 0;         // steps before the head

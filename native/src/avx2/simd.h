@@ -3,7 +3,7 @@
 namespace {
 
 constexpr int64_t kPrefetch = 1024;
-constexpr int kTokens = 4, kExactTokens = 2, kTall = 1;
+constexpr int kTokens = 4, kExactTokens = 2, kTall = 1, kAtOnce = 1;
 constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
 constexpr bool kLooksUp = false;
@@ -63,6 +63,14 @@ inline Floats add(Floats c, Floats d) { return {_mm256_add_ps(c.a, d.a), _mm256_
 inline Floats sub(Floats c, Floats d) { return {_mm256_sub_ps(c.a, d.a), _mm256_sub_ps(c.b, d.b)}; }
 inline Floats mul(Floats c, Floats d) { return {_mm256_mul_ps(c.a, d.a), _mm256_mul_ps(c.b, d.b)}; }
 inline Floats fma(Floats c, Floats d, Floats e) { return {_mm256_fmadd_ps(c.a, d.a, e.a), _mm256_fmadd_ps(c.b, d.b, e.b)}; }
+// d where one of the two is NaN.
+inline Floats larger(Floats c, Floats d) { return {_mm256_max_ps(c.a, d.a), _mm256_max_ps(c.b, d.b)}; }
+// 2^n from n + 1.5 * 2^23, for whole n from -126 to 127.
+inline __m256 power_of_two(__m256 shifted) {
+  const __m256i bias = _mm256_set1_epi32(127 - 0x4b400000);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(shifted), bias), 23));
+}
+inline Floats power_of_two(Floats shifted) { return {power_of_two(shifted.a), power_of_two(shifted.b)}; }
 inline Floats negated(Floats c) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(c.a, sign), _mm256_xor_ps(c.b, sign)};
@@ -83,6 +91,88 @@ inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
   second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
 }
 inline Floats from_halves(const uint8_t* p) { return {_mm256_cvtph_ps(load_16(p)), _mm256_cvtph_ps(load_16(p + 16))}; }
+
+// For every mask of 8 rows, which of the next values a row takes; 255 for none.
+struct Places {
+  uint8_t of[256][8];
+};
+constexpr Places places() {
+  Places made{};
+  for (int mask = 0; mask < 256; ++mask)
+    for (int row = 0, next = 0; row < 8; ++row) made.of[mask][row] = mask >> row & 1 ? static_cast<uint8_t>(next++) : 255;
+  return made;
+}
+constexpr Places kPlaces = places();
+
+template <Store S>
+inline __m256 eight(const uint8_t* p) {
+  if constexpr (S == Store::float32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+  if constexpr (S == Store::float16) return _mm256_cvtph_ps(load_16(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16(p)), 16));
+}
+inline __m256 spread_eight(__m256 next, uint32_t mask) {
+  const __m256i from = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPlaces.of[mask])));
+  return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)), _mm256_permutevar8x32_ps(next, from));
+}
+// The next values at p, one for every row in `mask`; the other rows are 0.
+template <Store S>
+inline Floats spread(const uint8_t* p, uint32_t mask) {
+  const uint32_t low = mask & 255;
+  const uint8_t* const rest = p + __builtin_popcount(low) * (S == Store::float32 ? 4 : 2);
+  return {spread_eight(eight<S>(p), low), spread_eight(eight<S>(rest), mask >> 8)};
+}
+
+// Byte C of every row's 4.
+template <int C>
+inline Ints code_at(const uint8_t* p) {
+  const __m256i mask = _mm256_set1_epi32(255);
+  return {_mm256_and_si256(_mm256_srli_epi32(load_half(p), 8 * C), mask),
+          _mm256_and_si256(_mm256_srli_epi32(load_half(p + 32), 8 * C), mask)};
+}
+inline Ints times(Ints c, int32_t factor) {
+  const __m256i f = _mm256_set1_epi32(factor);
+  return {_mm256_mullo_epi32(c.a, f), _mm256_mullo_epi32(c.b, f)};
+}
+inline void store_ints(int32_t* p, Ints c) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), c.a);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), c.b);
+}
+inline Floats gathered(const float* table, Ints index) {
+  return {_mm256_i32gather_ps(table, index.a, 4), _mm256_i32gather_ps(table, index.b, 4)};
+}
+// Bit 3 of an index says which half of the table; it is the sign after the shift.
+inline __m256 of_16(__m256 low, __m256 high, __m256i index) {
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index),
+                          _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+inline Floats of_16(const float* table, Ints index) {
+  const __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
+  return {of_16(low, high, index.a), of_16(low, high, index.b)};
+}
+
+// 4 numbers of one row.
+struct Four {
+  __m128 v;
+};
+inline Four load_four(const float* p) { return {_mm_loadu_ps(p)}; }
+inline Four add_four(Four a, Four b) { return {_mm_add_ps(a.v, b.v)}; }
+// Rows i and 4 + i of a half in a register, then 4 x 4 turned in every quarter.
+inline void turn_eight(const Four* rows, __m256* columns) {
+  __m256 r[4];
+  for (int i = 0; i < 4; ++i) r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[i].v), rows[4 + i].v, 1);
+  const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+  const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+  columns[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(c)));
+  columns[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(c)));
+  columns[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(b), _mm256_castps_pd(d)));
+  columns[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(b), _mm256_castps_pd(d)));
+}
+inline void turn(const Four* rows, Floats* columns) {
+  __m256 low[4], high[4];
+  turn_eight(rows, low);
+  turn_eight(rows + 8, high);
+  for (int i = 0; i < 4; ++i) columns[i] = {low[i], high[i]};
+}
 
 struct Quad {
   __m256i v;
@@ -155,6 +245,8 @@ struct Sums<8> {
 // Never called: there is neither kLooksUp nor kTallDots.
 template <int Vectors>
 Ints looked_up(const uint8_t*, const uint8_t*);
+template <class Integer>
+void store_table(const Integer*, int32_t, uint8_t*, uint8_t*);
 template <int Digits>
 void tall_dots(const uint8_t*, int64_t, int64_t, const int8_t*, Ints*);
 

@@ -3,7 +3,7 @@
 namespace {
 
 constexpr int64_t kPrefetch = 4096;  // beyond a page of memory, where the processor's own guess ends
-constexpr int kTokens = 8, kExactTokens = 8, kTall = 3;
+constexpr int kTokens = 8, kExactTokens = 8, kTall = 3, kAtOnce = 4;
 constexpr bool kTallDots = true;
 constexpr bool kInPlace = true;
 constexpr bool kLooksUp = true;  // where there are tables: linear.cc makes them if the processor has VBMI
@@ -53,6 +53,13 @@ inline Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Floats sub(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Floats mul(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// b where one of the two is NaN.
+inline Floats larger(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+// 2^n from n + 1.5 * 2^23, for whole n from -126 to 127.
+inline Floats power_of_two(Floats shifted) {
+  const __m512i bias = _mm512_set1_epi32(127 - 0x4b400000);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(shifted.v), bias), 23))};
+}
 inline Floats negated(Floats a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 inline Floats from_bytes(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
@@ -68,6 +75,48 @@ inline void from_bfloat_pairs(const uint8_t* p, Floats& first, Floats& second) {
   second.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
 }
 inline Floats from_halves(const uint8_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+
+// The next values at p, one for every row in `mask`; the other rows are 0.
+template <Store S>
+inline Floats spread(const uint8_t* p, uint32_t mask) {
+  Floats next;
+  if constexpr (S == Store::float32) next = load(reinterpret_cast<const float*>(p));
+  if constexpr (S == Store::float16) next = from_halves(p);
+  if constexpr (S == Store::bfloat16) next = from_bfloats(p);
+  return {_mm512_maskz_expand_ps(static_cast<__mmask16>(mask), next.v)};
+}
+
+// Byte C of every row's 4.
+template <int C>
+inline Ints code_at(const uint8_t* p) {
+  return {_mm512_and_si512(_mm512_srli_epi32(_mm512_loadu_si512(p), 8 * C), _mm512_set1_epi32(255))};
+}
+inline Ints times(Ints a, int32_t factor) { return {_mm512_mullo_epi32(a.v, _mm512_set1_epi32(factor))}; }
+inline void store_ints(int32_t* p, Ints a) { _mm512_storeu_si512(p, a.v); }
+inline Floats gathered(const float* table, Ints index) { return {_mm512_i32gather_ps(index.v, table, 4)}; }
+inline Floats of_16(const float* table, Ints index) { return {_mm512_permutexvar_ps(index.v, _mm512_loadu_ps(table))}; }
+
+// 4 numbers of one row.
+struct Four {
+  __m128 v;
+};
+inline Four load_four(const float* p) { return {_mm_loadu_ps(p)}; }
+inline Four add_four(Four a, Four b) { return {_mm_add_ps(a.v, b.v)}; }
+// Rows i, 4 + i, 8 + i and 12 + i in a register, then 4 x 4 turned in every quarter.
+inline void turn(const Four* rows, Floats* columns) {
+  __m512 r[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[i].v), rows[4 + i].v, 1);
+    const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[8 + i].v), rows[12 + i].v, 1);
+    r[i] = _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+  }
+  const __m512 a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+  const __m512 c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+  columns[0].v = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(c)));
+  columns[1].v = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(c)));
+  columns[2].v = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
+  columns[3].v = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
+}
 
 struct Quad {
   __m512i v;
@@ -94,6 +143,17 @@ inline __m512i from_table(__m512i index, const uint8_t* table) {
   __m512i made;
   asm("vpermb %2, %1, %0" : "=v"(made) : "v"(index), "m"(*reinterpret_cast<const __m512i*>(table)));
   return made;
+}
+
+// start + the sum of those of q that the bits of an index name, for 16 indices: bits 0 to 7, and bits 8 to 15.
+inline void store_table(const int32_t* q, int32_t start, uint8_t* low, uint8_t* high) {
+  __m512i sums = _mm512_set1_epi32(start);
+  sums = _mm512_mask_add_epi32(sums, 0xaaaa, sums, _mm512_set1_epi32(q[0]));
+  sums = _mm512_mask_add_epi32(sums, 0xcccc, sums, _mm512_set1_epi32(q[1]));
+  sums = _mm512_mask_add_epi32(sums, 0xf0f0, sums, _mm512_set1_epi32(q[2]));
+  sums = _mm512_mask_add_epi32(sums, 0xff00, sums, _mm512_set1_epi32(q[3]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(sums));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(sums, 8)));
 }
 
 // Sums of one block of a plane, `Vectors` of 32 columns: 16 rows x 4 bytes, each with 2 x 4 columns. See Batch::tables.

@@ -3,7 +3,7 @@
 namespace {
 
 constexpr int64_t kPrefetch = 1024;
-constexpr int kTokens = 4, kExactTokens = 4, kTall = 1;
+constexpr int kTokens = 4, kExactTokens = 4, kTall = 1, kAtOnce = 1;
 constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;
 constexpr bool kLooksUp = false;
@@ -94,6 +94,21 @@ inline Floats fma(Floats a, Floats b, Floats c) {  // two roundings: a fused one
   for (int r = 0; r < 16; ++r) c.v[r] += a.v[r] * b.v[r];
   return c;
 }
+// b where one of the two is NaN.
+inline Floats larger(Floats a, Floats b) {
+  for (int r = 0; r < 16; ++r) b.v[r] = a.v[r] > b.v[r] ? a.v[r] : b.v[r];
+  return b;
+}
+// 2^n from n + 1.5 * 2^23, for whole n from -126 to 127.
+inline Floats power_of_two(Floats shifted) {
+  for (float& v : shifted.v) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &v, 4);
+    bits = (bits - 0x4b400000u + 127u) << 23;
+    __builtin_memcpy(&v, &bits, 4);
+  }
+  return shifted;
+}
 inline Floats negated(Floats a) {
   for (float& v : a.v) v = -v;
   return a;
@@ -138,6 +153,62 @@ inline Floats from_halves(const uint8_t* p) {
   return made;
 }
 
+// The next values at p, one for every row in `mask`; the other rows are 0.
+template <Store S>
+inline Floats spread(const uint8_t* p, uint32_t mask) {
+  Floats made = zeros();
+  for (int r = 0; r < 16; ++r) {
+    if (!(mask >> r & 1)) continue;
+    if constexpr (S == Store::float32) {
+      __builtin_memcpy(&made.v[r], p, 4);
+      p += 4;
+    } else {
+      const uint32_t half = static_cast<uint32_t>(p[0] | p[1] << 8), bits = half << 16;
+      if constexpr (S == Store::float16) made.v[r] = from_half(half);
+      if constexpr (S == Store::bfloat16) __builtin_memcpy(&made.v[r], &bits, 4);
+      p += 2;
+    }
+  }
+  return made;
+}
+
+// Byte C of every row's 4.
+template <int C>
+inline Ints code_at(const uint8_t* p) {
+  Ints made;
+  for (int r = 0; r < 16; ++r) made.v[r] = p[4 * r + C];
+  return made;
+}
+inline Ints times(Ints a, int32_t factor) {
+  for (int32_t& v : a.v) v *= factor;
+  return a;
+}
+inline void store_ints(int32_t* p, Ints a) { __builtin_memcpy(p, a.v, 64); }
+inline Floats gathered(const float* table, Ints index) {
+  Floats made;
+  for (int r = 0; r < 16; ++r) made.v[r] = table[index.v[r]];
+  return made;
+}
+inline Floats of_16(const float* table, Ints index) { return gathered(table, index); }
+
+// 4 numbers of one row.
+struct Four {
+  float v[4];
+};
+inline Four load_four(const float* p) {
+  Four made;
+  __builtin_memcpy(made.v, p, 16);
+  return made;
+}
+inline Four add_four(Four a, Four b) {
+  for (int i = 0; i < 4; ++i) a.v[i] += b.v[i];
+  return a;
+}
+inline void turn(const Four* rows, Floats* columns) {
+  for (int c = 0; c < 4; ++c)
+    for (int r = 0; r < 16; ++r) columns[c].v[r] = rows[r].v[c];
+}
+
 struct Quad {
   int8_t v[4];
 };
@@ -165,6 +236,8 @@ struct Sums {
 // Never called: there is neither kLooksUp nor kTallDots.
 template <int Vectors>
 Ints looked_up(const uint8_t*, const uint8_t*);
+template <class Integer>
+void store_table(const Integer*, int32_t, uint8_t*, uint8_t*);
 template <int Digits>
 void tall_dots(const uint8_t*, int64_t, int64_t, const int8_t*, Ints*);
 

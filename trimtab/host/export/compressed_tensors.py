@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab.engine.packed_linear import PackedLinear
 from trimtab.formats import Grouped
 from trimtab.host.export.contents import Contents, Entry, Value, spelled
+from trimtab.host.export.holders import exchange
 from trimtab.host.export.plain import save, unpack, unpacked_entry
-from trimtab.tensors.packing import pack
+from trimtab.tensors.words import as_words, pack_words
 
 REQUANTIZE = ("float32", "bfloat16", "float16")
-WORD = 4
 VLLM_BITS = (4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 Scheme = tuple[int, int | None, bool]  # bits, group size (None: one group a row), symmetric
@@ -38,9 +36,11 @@ def plan(contents: Contents, requantize: str | None) -> list[Entry]:
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
     """Changes the model in memory."""
-    packed = {entry.name for entry in entries if entry.becomes.startswith("pack-quantized")}
+    packed = [entry.name for entry in entries if entry.becomes.startswith("pack-quantized")]
     plain = {e.name: getattr(torch, e.becomes) for e in entries if e.name not in packed}
-    schemes = _exchange(contents, packed)
+    found = {name.removesuffix(".weight"): _grouped(contents.values[name]) for name in packed}
+    schemes = {path: _scheme(weight) for path, weight in found.items()}
+    exchange(contents.model, {path: tensors(weight) for path, weight in found.items()})
     unpack(contents, plain, set(plain))
     save(contents, [torch.float32], folder, {"quantization_config": description(contents.model, schemes)} if schemes else {})
 
@@ -61,12 +61,12 @@ def tensors(weight: Grouped) -> dict[str, Tensor]:
     """What the format stores for one matrix."""
     out, in_ = weight.shape
     made = {
-        "weight_packed": _words(weight.packed),
+        "weight_packed": as_words(weight.packed),
         "weight_scale": weight.scale,
         "weight_shape": torch.tensor([out, in_]),
     }
     if weight.zero is not None:
-        made["weight_zero_point"] = _words(pack(weight.zero.T.contiguous(), weight.code_bits)).T.contiguous()
+        made["weight_zero_point"] = pack_words(weight.zero.T.contiguous(), weight.code_bits).T.contiguous()
     return made
 
 
@@ -101,39 +101,9 @@ def _entry(name: str, value: Value, requantize: str | None) -> Entry:
     return Entry(name, value.shape, spelled(value), "-", "refused", why=why)
 
 
-def _exchange(contents: Contents, packed: set[str]) -> dict[str, Scheme]:
-    """Puts holders of the format's tensors where the packed matrices are."""
-    model, schemes = contents.model, {}
-    for path, module in list(model.named_modules()):
-        if isinstance(module, PackedLinear) and f"{path}.weight" in packed:
-            weight = module.weight_value
-            assert isinstance(weight, Grouped), "the plan lets nothing else pass"
-            schemes[path] = _scheme(weight)
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, _Holder(tensors(weight), module.bias))
-    return schemes
-
-
-class _Holder(nn.Module):
-    """Tensors under the names that the format gives them; it computes nothing."""
-
-    def __init__(self, held: Mapping[str, Tensor], bias: nn.Parameter | None):
-        super().__init__()
-        for name, tensor in held.items():
-            self.register_buffer(name, tensor)
-        self.register_parameter("bias", bias)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "_Holder":
-        """Casting the model casts the bias and leaves what is packed as it is."""
-        held = dict(self._buffers)
-        super()._apply(fn, recurse)
-        self._buffers.update(held)
-        return self
-
-
-def _words(packed: Tensor) -> Tensor:
-    """uint8 [rows, bytes] -> int32 [rows, words], the last one filled up with zeros."""
-    return F.pad(packed, (0, -packed.shape[1] % WORD)).contiguous().view(torch.int32)
+def _grouped(value: Value) -> Grouped:
+    assert isinstance(value, Grouped), "the plan lets nothing else pass"
+    return value
 
 
 def _scheme(weight: Grouped) -> Scheme:

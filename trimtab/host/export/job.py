@@ -16,7 +16,7 @@ from trimtab.host.export.contents import Contents, Entry, check_refused, forget_
 from trimtab.host.export.stock import stock_config
 from trimtab.host.export.targets import Target, target
 from trimtab.host.model_assets import resolve_model
-from trimtab.host.publish import check_target, publish
+from trimtab.host.publish import check_apart, check_target, publish
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def export(
     again, does not say what the model says; then nothing is published.
     """
     chosen = target(to)
-    _check_request(chosen, to, requantize, out, overwrite)
+    _check_request(chosen, model, to, requantize, out, overwrite)
     watch(Progress("load", 0, 1, str(model)))
     contents, ids, ours = _opened(model, out is not None)
     watch(Progress("plan", 0, 1, to))
@@ -71,15 +71,21 @@ def export(
     return done
 
 
-def _check_request(chosen: Target, to: str, requantize: str | None, out: str | Path | None, overwrite: bool) -> None:
+def _check_request(
+    chosen: Target, model: str | Path, to: str, requantize: str | None, out: str | Path | None, overwrite: bool
+) -> None:
+    if requantize is not None and not chosen.requantize:
+        raise UsageError(f"{to} holds every value as it is; leave --requantize out")
     if requantize is not None and requantize not in chosen.requantize:
         raise UsageError(f"{to} cannot be re-quantized to {requantize!r}{did_you_mean(requantize, chosen.requantize)}")
     if out is None:
         return
     check_target(out, overwrite)
-    if chosen.package and find_spec(chosen.package) is None:
-        name = chosen.package.replace("_", "-")
-        raise UsageError(f"an export is opened again before it is published, and that needs {name}: pip install {name}")
+    check_apart(model, out)
+    missing = [name.replace("_", "-") for name in chosen.packages if find_spec(name) is None]
+    if missing:
+        names = " ".join(missing)
+        raise UsageError(f"an export is opened again before it is published, and that needs {names}: pip install {names}")
 
 
 def _opened(model: str | Path, to_compare: bool) -> tuple[Contents, list[list[int]], Any]:
@@ -109,7 +115,7 @@ def _compared(
     if by_llamacpp and chosen.file is not None:
         theirs = reopen.reopen_llamacpp(folder, ids, chosen.file)
     else:
-        theirs = reopen.reopen_stock(folder, ids, chosen.file, told)
+        theirs = reopen.reopen_stock(folder, ids, chosen.file, told, chosen.reader)
     found = reopen.compare(ours, theirs)
     if all(entry.verdict == "exact" for entry in entries):
         reopen.check_same(ours, theirs, by_llamacpp)

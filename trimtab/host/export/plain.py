@@ -22,12 +22,12 @@ REQUANTIZE = ("bfloat16", "float16")
 
 def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     """One entry per tensor; nothing is ever refused."""
-    return [_entry(name, value, contents.model.dtype, requantize) for name, value in contents.values.items()]
+    return [entry(name, value, contents.model.dtype, requantize) for name, value in contents.values.items()]
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
     """The model, its config and tokenizer. Changes the model in memory."""
-    becomes = {entry.name: getattr(torch, entry.becomes) for entry in entries}
+    becomes = {one.name: getattr(torch, one.becomes) for one in entries}
     unpack(contents, becomes)
     save(contents, becomes.values(), folder)
 
@@ -72,7 +72,8 @@ def unpacked_entry(name: str, value: Value, dtype: torch.dtype) -> Entry:
     return Entry(name, shape, spelled(value), short(dtype), "re-quantized", size, error=change(values, values.to(dtype)))
 
 
-def _entry(name: str, value: Value, dtype: torch.dtype, requantize: str | None) -> Entry:
+def entry(name: str, value: Value, dtype: torch.dtype, requantize: str | None) -> Entry:
+    """In the dtype of the model where the values fit, else in float32 or what was asked for."""
     if isinstance(value, Tensor):
         return Entry(name, tuple(value.shape), spelled(value), short(value.dtype), "exact", value.nbytes)
     if keeps(dense(value), dtype):

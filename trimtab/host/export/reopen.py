@@ -62,11 +62,18 @@ def logits(model: Any, ids: Sequence[Sequence[int]]) -> Tensor:
 
 
 def reopen_stock(
-    folder: Path, ids: Sequence[Sequence[int]], gguf: str | None = None, told: Mapping[str, Any] | None = None
+    folder: Path,
+    ids: Sequence[Sequence[int]],
+    gguf: str | None = None,
+    told: Mapping[str, Any] | None = None,
+    reader: str = "reopen_transformers.py",
 ) -> Reopened:
-    """By stock transformers. told: what it cannot take from a GGUF file. Raises `TrimtabError` if it does not open."""
+    """By stock transformers, or another reader beside this file. told: what it cannot take from a GGUF file.
+
+    Raises `TrimtabError` if it does not open.
+    """
     task = {"folder": str(folder), "gguf": gguf, "ids": ids, "told": dict(told or {})}
-    return _ask(sys.executable, "reopen_transformers.py", task)
+    return _ask(sys.executable, reader, task)
 
 
 def reopen_llamacpp(

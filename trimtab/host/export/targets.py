@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core.errors import UsageError, did_you_mean
-from trimtab.host.export import compressed_tensors, gguf, plain
+from trimtab.host.export import awq, compressed_tensors, gguf, gptq, onnx, peft, plain
 from trimtab.host.export.contents import Contents, Entry
 
 
@@ -15,7 +15,8 @@ class Target:
     """plan: one entry per tensor, for the format that may be rounded to (or None). write: files into a folder.
 
     requantize: what may be rounded to. remarks: what readers ask for beyond the format. reading: what a reader is told beside
-    the files. package: what has to be installed for the export to be opened again. file: of a model that is one file.
+    the files. packages: what has to be installed for the export to be written and opened again. file: of a model that is one
+    GGUF file. reader: the script that opens it again, in a process of its own.
     """
 
     plan: Callable[[Contents, str | None], list[Entry]]
@@ -24,8 +25,9 @@ class Target:
     opens_with: str
     remarks: Callable[[Contents, list[Entry]], list[str]] = lambda contents, entries: []
     reading: Callable[[Contents], dict[str, Any]] = lambda contents: {}
-    package: str | None = None
+    packages: Sequence[str] = ()
     file: str | None = None
+    reader: str = "reopen_transformers.py"
 
 
 TARGETS: dict[str, Target] = {
@@ -37,8 +39,12 @@ TARGETS: dict[str, Target] = {
         compressed_tensors.REQUANTIZE,
         "transformers with compressed-tensors, vLLM",
         compressed_tensors.remarks,
-        package="compressed_tensors",
+        packages=("compressed_tensors",),
     ),
+    "gptq": Target(gptq.plan, gptq.write, gptq.REQUANTIZE, "GPTQModel, transformers with it, vLLM", gptq.remarks),
+    "awq": Target(awq.plan, awq.write, awq.REQUANTIZE, "GPTQModel, transformers with it, vLLM", awq.remarks),
+    "peft": Target(peft.plan, peft.write, peft.REQUANTIZE, "transformers with peft", packages=("peft",)),
+    "onnx": Target(onnx.plan, onnx.write, (), "ONNX Runtime", packages=onnx.PACKAGES, reader="reopen_onnx.py"),
 }
 
 

@@ -3,7 +3,7 @@
 With R the part of W that the blocks before leave over, a block is  sign(R) * (left @ right),  left @ right the best rank
 `rank` of |R| diag(a), brought back by diag(1/a), a[i] the root mean square of input i. The scale costs nothing: it is inside
 `right`. Every block carries what it is worth: which part of the mean squared output of its matrix it mends. By that the blocks
-of all matrices are one order, first blocks first, and `--memory` (`host.loading`) takes as many of them as there is room for.
+of all matrices are one order, first blocks first, and `--memory` (`host.within`) takes as many of them as there is room for.
 Wang et al., ICLR 2025 (arXiv:2410.23918). compensate=False is the paper's decomposition, with a itself instead of an AWQ-like
 folding into the matrix before, which is the same; compensate=True is ours: signs are chosen in the optimal-brain sweep, and
 `left` is refitted to them in the metric of the inputs. The paper orders blocks by perplexity, with one run of the model for

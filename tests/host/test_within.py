@@ -15,8 +15,8 @@ from trimtab.core.errors import ModelError, UsageError
 from trimtab.core.recipe import Calibration, Recipe
 from trimtab.engine.packed_linear import PackedLinear
 from trimtab.formats import SignStack, Sum
-from trimtab.host import checkpoint
-from trimtab.host.loading import load
+from trimtab.host import checkpoint, manifest
+from trimtab.host.opening import load
 from trimtab.testing.folders import tiny_folder
 
 BLOCKS = 4
@@ -188,3 +188,23 @@ def test_a_changed_file_is_noticed(folder, tmp_path):
         file.write(b"\x55")
     with pytest.raises(ModelError, match="sha256 differs"):
         load(place, memory="80%")
+
+
+def test_a_folder_that_is_replaced_while_it_is_read(folder, tmp_path, monkeypatch):
+    place = Path(shutil.copytree(folder, tmp_path / "copy"))
+    check, model = manifest.verify, load(folder, dtype="auto")[0]
+
+    def verify(verified: Path) -> None:
+        check(verified)
+        if verified == place:
+            checkpoint.save(model, None, place, overwrite=True)
+
+    monkeypatch.setattr(manifest, "verify", verify)
+    with pytest.raises(ModelError, match="was replaced while it was read"):
+        load(place, memory="80%")
+
+
+def test_exports_refuse_stacks_by_name_or_unpack_them(folder, tmp_path):
+    with pytest.raises(UsageError, match=rf"gptq cannot hold {PATH}.weight \(signstack, .*--requantize float32"):
+        trimtab.export(folder, "gptq", tmp_path / "gptq")
+    assert {entry.verdict for entry in trimtab.export(folder, "plain").entries} == {"exact"}

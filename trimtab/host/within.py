@@ -35,28 +35,29 @@ NOT_COPIED = ("config.json", manifest.NAME, "model.safetensors.index.json")
 Dtype = str | torch.dtype | None
 
 
-def load(
-    folder: str | Path, device: str | torch.device | None = None, dtype: Dtype = None, memory: int | str | None = None
+def load_within(
+    memory: int | str, folder: str | Path, device: str | torch.device | None = None, dtype: Dtype = None
 ) -> tuple[PreTrainedModel, Tokenizer]:
-    """Opens a model folder, or a hub name, in eval mode. dtype: of what is not packed; float32 on CPU, else as stored.
+    """A model folder, or a hub name, in eval mode, with as many blocks as fit. dtype: of what is not packed; else as stored.
 
-    memory: bytes that all tensors of the model together may take, or "60MB", or "40%" of what they take in full. Of stacks of
-    blocks as many are opened as fit; dtype is then as stored if not given. Matrices that are unpacked for speed are not
-    counted (`TRIMTAB_DENSE_CACHE=0` keeps none). Raises `ModelError`, one line that names the file and what to do, for
-    anything missing, damaged or out of bounds; `UsageError` where so little memory is not enough.
+    memory: bytes that all tensors of the model together may take, or "60MB", or "40%" of what they take in full. Raises
+    `ModelError` for anything missing, damaged or out of bounds; `UsageError` where so little memory is not enough.
     """
-    if memory is None:
-        return checkpoint.load(folder, device, dtype)
     place = checkpoint.local_folder(folder)
-    folder_checks.check_links(place)
-    manifest.verify(place)
-    files = _Files.of(place, dtype)
-    counts = files.within(memory)
     with TemporaryDirectory(prefix="trimtab-", ignore_cleanup_errors=True) as made:
-        files.write(Path(made), counts)
+        files = checkpoint.unreplaced(place, lambda: _copied(place, Path(made), memory, dtype))
         model, tokenizer = checkpoint.load(made, device, files.dtype or "auto")
     model.name_or_path = model.config.name_or_path = str(place)
     return model, tokenizer
+
+
+def _copied(place: Path, made: Path, memory: int | str, dtype: Dtype) -> "_Files":
+    """Leaves as much of the folder as fits in `made`."""
+    folder_checks.check_links(place)
+    manifest.verify(place)
+    files = _Files.of(place, dtype)
+    files.write(made, files.within(memory))
+    return files
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Perplexity of exported GGUF files by llama.cpp, against the same models here, on the same tokens.
+
+    python benchmarks/export_perplexity.py --llama-python ENV/bin/python [--windows 16] [--length 257]
+
+SmolLM2-135M with `rtn` in groups of 32, symmetric. Three files: the 4-bit model as Q4_0 and written as F32, the 8-bit model as
+Q8_0. The F32 file has no rounding of llama.cpp's own but float16 keys and values, so it shows whether the graph is the same; the
+block formats are multiplied with activations rounded to 8 bits.
+"""
+
+import argparse
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+MODEL, TEXT, SEED = "asset:smollm2-135m", "asset:boolq", 0
+FILES = (("F32", 4, True), ("Q4_0", 4, False), ("Q8_0", 8, False))
+ALLOWED = 0.005  # of the perplexity
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--llama-python", required=True, help="an interpreter that has llama-cpp-python")
+    options.add_argument("--windows", type=int, default=16)
+    options.add_argument("--length", type=int, default=257, help="tokens of a window; the first is not scored")
+    options.add_argument("--text", default=TEXT)
+    options.add_argument("--only", choices=[kind for kind, _, _ in FILES], help="one of the files")
+    given = options.parse_args()
+    with TemporaryDirectory() as place:
+        for row in rows(given, Path(place)):
+            print(row, flush=True)
+
+
+def rows(given: argparse.Namespace, place: Path) -> Any:
+    """Lines of a Markdown table."""
+    from trimtab.data.windows import evaluation_windows
+    from trimtab.measure.perplexity import token_losses
+
+    yield "| file | ours | llama.cpp | apart | standard error | within 0.5 % |"
+    yield "|---|---|---|---|---|---|"
+    made: dict[int, Any] = {}
+    ours: dict[int, Any] = {}
+    for kind, bits, spread in FILES:
+        if given.only not in (None, kind):
+            continue
+        if bits not in made:
+            made[bits] = compressed(bits)
+            model, tokenizer = made[bits]
+            windows = evaluation_windows(given.text, tokenizer, given.windows, given.length, SEED)
+            ours[bits] = token_losses(model, windows)
+        file = write(*made[bits], place, spread)
+        theirs = asked(given.llama_python, file, windows, place)
+        yield line(kind, bits, ours[bits], theirs)
+
+
+def line(kind: str, bits: int, ours: Any, theirs: Any) -> str:
+    """The error is that of the mean difference, over windows."""
+    apart = theirs.mean(1) - ours.mean(1)
+    error = float(apart.std() / len(apart) ** 0.5)
+    a, b = float(ours.mean().exp()), float(theirs.mean().exp())
+    met = "yes" if abs(b / a - 1) <= ALLOWED else "no"
+    return f"| {bits} bits as {kind} | {a:.3f} | {b:.3f} | {b / a - 1:+.3%} | {error:.3%} | {met} (n = {ours.numel()}) |"
+
+
+def compressed(bits: int) -> tuple[Any, Any]:
+    import trimtab
+
+    done = trimtab.compress(MODEL, f"rtn(bits={bits}, group_size=32, symmetric=True)", dtype=torch.float32)
+    return done.model, done.tokenizer
+
+
+def write(model: Any, tokenizer: Any, place: Path, spread: bool) -> Path:
+    """spread: every tensor as F32, whatever it would fit into."""
+    from trimtab.host.export import gguf
+    from trimtab.host.export.contents import Contents, values_of
+    from trimtab.host.export.stock import stock_config
+
+    contents = Contents(model, tokenizer, stock_config(model), values_of(model))
+    entries = gguf.plan(contents, None)
+    gguf.write(contents, [replace(entry, becomes="F32") for entry in entries] if spread else entries, place)
+    return place / gguf.FILE
+
+
+def asked(python: str, file: Path, windows: Any, place: Path) -> Any:
+    np.save(place / "windows.npy", windows.numpy())
+    task = json.dumps({"model": str(file), "windows": str(place / "windows.npy")}) + "\n"
+    script = str(Path(__file__).with_name("export_perplexity_llamacpp.py"))
+    done = subprocess.run([python, script], input=task, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return torch.tensor(json.loads(done.stdout.splitlines()[-1])["losses"], dtype=torch.float64)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What is said beforehand is what happens: memory, size; and what will not fit is refused before any weight moves."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.errors import UsageError
+from trimtab.core.recipe import Calibration, Recipe
+from trimtab.engine import forecast
+from trimtab.host import preflight as module
+from trimtab.host.compress import ahead, compress
+from trimtab.measure.size import file_bytes
+from trimtab.testing.folders import tiny_folder
+from trimtab.testing.tiny import tiny
+
+RUN = """
+import json, sys
+from trimtab.host.compress import ahead, compress
+model, recipe, out = sys.argv[1:4]
+if out: print(json.dumps({"memory": compress(model, recipe, out).report.peak_memory}))
+else: print(json.dumps(ahead(model, recipe).json()["forecast"]))
+"""
+SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8, "vocab_size": 8192}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    draw = random.Random(0)
+    file = tmp_path_factory.mktemp("texts") / "text.txt"
+    file.write_text("\n\n".join(" ".join("".join(draw.choices("abcdefgh", k=5)) for _ in range(40)) for _ in range(400)))
+    return file
+
+
+def recipe(text: Path, steps: str, tokens: int = 256, length: int = 32, **more) -> Recipe:
+    return Recipe.of(steps, Calibration(text=str(text), tokens=tokens, length=length, **more))
+
+
+def process(*words: object) -> dict:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", RUN, *map(str, words)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("steps", "blocks"), [("wanda(sparsity=0.5)", 6), ("gptq(group_size=32)", 2)])
+def test_memory_is_what_was_said(text, tmp_path, steps, blocks):
+    model = tiny_folder(tmp_path / "model", **{**SMALL, "num_hidden_layers": blocks})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe(text, steps, 8192, 128).yaml())
+    said, found = process(model, file, ""), process(model, file, tmp_path / "out")
+    assert said["memory"] == pytest.approx(found["memory"], rel=0.15)
+    assert said["seconds"] > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt"])
+@pytest.mark.parametrize("steps", ["rtn(bits=3, group_size=32)", "wanda(sparsity=0.5)", "gptq(group_size=32) -> lqer(rank=4)"])
+def test_size_is_what_was_said(text, tmp_path, family, steps):
+    model = tiny_folder(tmp_path / "model", family)
+    said = ahead(model, recipe(text, steps)).files
+    compress(model, recipe(text, steps), tmp_path / "out")
+    assert said == pytest.approx(file_bytes(tmp_path / "out").value, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "steps", ["quarot -> wanda(sparsity=0.5) -> gptq(group_size=32) -> lqer(rank=4)", "flap(sparsity=0.3)", "gptaq by luq"]
+)
+def test_a_rehearsal_changes_nothing(text, steps):
+    model = tiny("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    made = recipe(text, steps)
+    took = forecast.seconds(Anatomy.of(model), made)
+    assert len(took) == len(made.steps)
+    assert all(value is not None and value >= 0 for value in took)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_more_of_everything_takes_more(text):
+    anatomy = Anatomy.of(tiny("llama"))
+
+    def most(steps: str, **more) -> int:
+        return max(step.memory for step in forecast.memory(anatomy, recipe(text, steps, **more)))
+
+    assert most("wanda", tokens=1 << 20) > most("wanda", tokens=1 << 16) > most("rtn")
+    assert most("gptaq", tokens=1 << 20) > most("gptq", tokens=1 << 20) > most("gptq", tokens=1 << 20, compute="bfloat16")
+
+
+def test_what_does_not_fit_is_refused_and_fewer_tokens_are_named(text, tmp_path, monkeypatch):
+    model = tiny_folder(tmp_path / "model")
+    greedy = recipe(text, "wanda", tokens=1 << 24, length=128)
+    monkeypatch.setattr(module, "available", lambda: int(module.psutil.Process().memory_info().rss + 1e9))
+    said = ahead(model, greedy)
+    assert said.tokens
+    assert said.tokens % 128 == 0
+    with pytest.raises(UsageError, match=r"of memory.*--tokens \d+ would fit.*--offload DIR"):
+        compress(model, greedy, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    ahead(model, recipe(text, "wanda", tokens=said.tokens, length=128)).check()
+
+
+def test_limits_count(monkeypatch):
+    free = module.available()
+    monkeypatch.setattr(module.resource, "getrlimit", lambda which: (free // 2, free))
+    assert module.available() <= free // 2

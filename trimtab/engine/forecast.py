@@ -1,0 +1,217 @@
+"""What a recipe will take, in bytes of memory and in seconds, before any weight moves.
+
+Memory is counted: what a phase holds at once follows from shapes alone. Time is not: how long a method ponders over a matrix is
+known to nobody but the method, so one block is gone through with one batch of arbitrary tokens, each step is asked for the
+matrices of that block, and what that took is multiplied. Nothing of it is put into the model.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, Seen
+from trimtab.core.places import Site
+from trimtab.core.recipe import Recipe, Step
+from trimtab.core.seeds import Seeds
+from trimtab.engine.memory import kept_heap
+from trimtab.engine.observing import is_statistic
+from trimtab.engine.packed_linear import nothing_kept_unpacked
+from trimtab.engine.plan import resolve
+from trimtab.engine.storage import tensors
+from trimtab.engine.sweep import Stats, Stream
+from trimtab.tensors.products import fast_products
+
+FIRST_USE = 50_000_000  # bytes that libraries of linear algebra and of text take when they are first used
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Of one step: bytes that the process holds at most besides what it held before the model, and seconds (None: not asked)."""
+
+    method: str
+    memory: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the calibration set amounts to."""
+
+    tokens: int
+    length: int
+    batch: int
+    compute: torch.dtype
+
+    @classmethod
+    def by(cls, recipe: Recipe) -> "Shown":
+        given = recipe.calibration
+        windows = -(-given.tokens // given.length)
+        return cls(windows * given.length, given.length, min(given.batch, windows), getattr(torch, given.compute))
+
+    @property
+    def batches(self) -> int:
+        return -(-self.tokens // (self.length * self.batch))
+
+
+def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Expected]:
+    """By step, on a machine with a disk for what is not worked on. offloaded: the blocks and the activations never leave it."""
+    held = outside(anatomy) if offloaded else sum(t.nbytes for t in tensors(anatomy.model))
+    shown = Shown.by(recipe)
+    found = []
+    for step in recipe.steps:
+        wanted = [n for m in (step.method, step.by) if m is not None for n in m.needs]
+        data = [n for n in wanted if is_statistic(n)]
+        pairs = any(getattr(n, "on", "") == "pair" for n in data)
+        if not data:
+            block = max(sum(p.nbytes for p in b.parameters()) for b in anatomy.blocks) if offloaded else 0
+            found.append(Expected(str(step), held + block + _work(anatomy, step)))
+            continue
+        weights = 0 if isinstance(step.method, LinearMethod) and not offloaded else held
+        tokens = 2 * shown.batch * shown.length if offloaded else shown.tokens
+        streams = (2 if pairs else 1) * tokens * _width(anatomy) * shown.compute.itemsize
+        block = max(_block(anatomy, number, shown, len(data)) for number in range(len(anatomy.blocks)))
+        found.append(Expected(str(step), FIRST_USE + max(held, weights + streams + block + _work(anatomy, step))))
+    return found
+
+
+def outside(anatomy: Anatomy) -> int:
+    """Bytes of the model's tensors that are in no block."""
+    inside = {id(p) for p in anatomy.blocks.parameters()}
+    return sum(t.nbytes for t in tensors(anatomy.model) if id(t) not in inside)
+
+
+def _block(anatomy: Anatomy, block: int, shown: Shown, statistics: int) -> int:
+    """The block as it is stored and as it is computed with, what a batch makes in it, and the grams of its inputs."""
+    stored = sum(p.nbytes for p in anatomy.blocks[block].parameters())
+    cast = sum(p.numel() * shown.compute.itemsize for p in anatomy.blocks[block].parameters() if p.dtype != shown.compute)
+    stages = anatomy.stages(block)
+    batch = min(shown.batch * shown.length, shown.tokens)
+    outputs = sum(site.shape[0] for stage in stages for site in stage if site.index is None)
+    passing = batch * (outputs + 4 * _width(anatomy)) * shown.compute.itemsize + 4 * batch * max(s[0].shape[1] for s in stages)
+    grams = sum((len(stage) if stage[0].index is not None else 1) * stage[0].shape[1] ** 2 * 4 for stage in stages)
+    return stored + cast + passing + statistics * grams
+
+
+def _work(anatomy: Anatomy, step: Step) -> int:
+    """What deciding about one matrix takes: a few copies of it in float32, and of its gram, in float64 where it is factored."""
+    inside = [site for site in anatomy.sites if site.block is not None]
+    needs = any(is_statistic(n) for n in step.method.needs)
+    return max(4 * 4 * s.shape[0] * s.shape[1] + (24 * s.shape[1] ** 2 if needs else 0) for s in inside)
+
+
+def _width(anatomy: Anatomy) -> int:
+    return anatomy.sites[0].shape[1]
+
+
+def seconds(anatomy: Anatomy, recipe: Recipe) -> list[float | None]:
+    """By step; a pass that several share counts for the first. None where arbitrary tokens could not tell."""
+    shown = Shown.by(recipe)
+    with torch.no_grad(), fast_products(), kept_heap(), nothing_kept_unpacked():
+        rehearsal = _Rehearsal(anatomy, shown, Seeds(recipe.seed))
+        found: list[float | None] = []
+        for linear, steps in groupby(recipe.steps, lambda step: isinstance(step.method, LinearMethod) and step.method.carry):
+            together = list(steps)
+            found += rehearsal.linear(together) if linear else [rehearsal.other(step) for step in together]
+    return found
+
+
+class _Rehearsal:
+    """One block and one batch, gone through as a run would."""
+
+    def __init__(self, anatomy: Anatomy, shown: Shown, seeds: Seeds):
+        self.anatomy, self.shown, self.seeds = anatomy, shown, seeds
+        count = anatomy.sites[0].shape[0]
+        ids = torch.randint(0, count, (shown.batch, shown.length), generator=seeds.at("forecast"))
+        self.ids = ids.to(next(anatomy.model.parameters()).device)
+        self.record, self.stream = _timed(lambda: Stream(anatomy, [self.ids], compute=shown.compute))
+        self.block = len(anatomy.blocks) // 2
+
+    def linear(self, steps: Sequence[Step]) -> list[float | None]:
+        """Seconds of each of the steps that share a pass."""
+        shown, blocks = self.shown, len(self.anatomy.blocks)
+        data = [n for step in steps for n in step.method.needs if is_statistic(n)]
+        looks = sum(self.looking(step.by) for step in steps if step.by is not None)
+        passed, stats = 0.0, {}
+        if data:
+            passed, stats = self.passes(steps, data)
+        found: list[float | None] = []
+        weights = {s: self.anatomy.weight(s) for s in self.anatomy.block_sites(self.block)}
+        for number, step in enumerate(steps):
+            solving = self.solving(step, weights, stats)
+            of_pass = looks + passed * shown.batches * blocks + (self.record * shown.batches if data else 0) if not number else 0
+            found.append(None if solving is None else of_pass + solving)
+        return found
+
+    def passes(self, steps: Sequence[Step], data: Sequence[type]) -> tuple[float, dict[Site, Stats]]:
+        """Seconds that one batch takes through one block, there and, if it was changed, back again; and what was seen."""
+        needs = {s: tuple(dict.fromkeys(data)) for s in self.anatomy.block_sites(self.block) if s.role != "router"}
+        pairs = any(getattr(n, "on", "") == "pair" for n in data)
+        carry = steps[0].method.carry  # type: ignore[attr-defined]
+        whole = 0.0
+        for _ in range(2):  # the first time is for whatever is done once
+            beside = Stream(self.anatomy, [self.ids], compute=self.shown.compute) if pairs else None
+            entering = list(self.stream.hidden)
+            whole, seen = _timed(
+                lambda beside=beside: self.stream.collect(self.block, needs, advance=carry == "original", beside=beside)
+            )
+            self.stream.hidden[:] = entering
+            if carry == "compressed":
+                whole += _timed(lambda: self.stream.advance(self.block))[0]
+                self.stream.hidden[:] = entering
+        return whole, seen.sites
+
+    def looking(self, method: Method) -> float:
+        """Seconds of showing the whole model to everything, for a method that decides about all of it at once."""
+        of_site = tuple(n for n in method.needs if is_statistic(n) and n.on == "input")  # type: ignore[attr-defined]
+        of_block = tuple(n for n in method.needs if is_statistic(n) and n.on == "block")  # type: ignore[attr-defined]
+        if not of_site and not of_block:
+            return 0.0
+        entering = list(self.stream.hidden)
+        wanted = dict.fromkeys(self.anatomy.block_sites(self.block), of_site)
+        took, _ = _timed(lambda: self.stream.collect(self.block, wanted, of_block, advance=True))
+        self.stream.hidden[:] = entering
+        return self.shown.batches * (took * len(self.anatomy.blocks) + self.record)
+
+    def solving(self, step: Step, weights: dict[Site, LinearWeight], stats: dict[Site, Stats]) -> float | None:
+        """Seconds for all matrices of the step; what it makes of the block's goes to the next step. None: it could not."""
+        method: Any = step.method
+        if step.by is not None:
+            method = replace(method, **{step.by.knob: getattr(method, step.by.knob)})
+        sites = resolve(self.anatomy, step.where)[0]
+        here = [s for s in sites if s.block == self.block]
+        took, shared = 0.0, {}
+        try:
+            for site in here:
+                common = shared.setdefault(tuple(map(id, stats.get(site, {}).values())) or site.name, {})
+                seen = Seen(
+                    {**stats.get(site, {}), Original: weights[site].dense()}, self.seeds.at("forecast", site.name), common
+                )
+                spent, weights[site] = _timed(lambda site=site, seen=seen: method.solve(weights[site], seen, site))
+                took += spent + _timed(weights[site].dense)[0]
+        except ArithmeticError:
+            return None
+        size = sum(s.shape[0] * s.shape[1] for s in here)
+        return took * sum(s.shape[0] * s.shape[1] for s in sites) / size if size else 0.0
+
+    def other(self, step: Step) -> float:
+        """A step on the whole model: what it is shown, and about one product per matrix."""
+        inside = [s for s in self.anatomy.sites if s.block == self.block]
+        product, _ = _timed(lambda: [self.anatomy.weight(s).dense() @ torch.eye(s.shape[1]) for s in inside])
+        return self.looking(step.method) + product * len(self.anatomy.blocks)
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    begun = perf_counter()
+    made = work()
+    return perf_counter() - begun, made
+
+
+def activations(recipe: Recipe, width: int) -> int:
+    """Bytes of the stream's activations: what fewer tokens would save."""
+    shown = Shown.by(recipe)
+    return shown.tokens * width * shown.compute.itemsize

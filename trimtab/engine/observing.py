@@ -1,0 +1,54 @@
+"""Showing the whole model to the calibration set, for what decides about all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.kinds import Original, Seen, Storage
+from trimtab.core.places import Site
+from trimtab.core.progress import Progress
+from trimtab.engine.references import Matrices
+
+if TYPE_CHECKING:
+    from trimtab.engine.run import Bench
+
+
+def is_statistic(need: type) -> bool:
+    """Whether it has to be collected; the others are known without showing anything."""
+    return need not in (Original, Storage)
+
+
+def observe(
+    bench: Bench,
+    anatomy: Anatomy,
+    needs: Sequence[type],
+    sites: Sequence[Site],
+    generator: torch.Generator,
+    known: Mapping[type, Any] | None = None,
+) -> Seen:
+    """Show the model as it is to the calibration set: block statistics [blocks], site statistics by site.
+
+    known: what can be needed and is no matter of showing.
+    """
+    of_block = [n for n in needs if is_statistic(n) and n.on == "block"]  # type: ignore[attr-defined]
+    of_site = [n for n in needs if is_statistic(n) and n.on == "input"]  # type: ignore[attr-defined]
+    found: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
+    if of_block or of_site:
+        stream = bench.stream(anatomy)
+        for block in range(len(anatomy.blocks)):
+            bench.watch(Progress("observe", block, len(anatomy.blocks)))
+            wanted = {s: of_site for s in sites if s.block == block}
+            seen = stream.collect(block, wanted, of_block, advance=True)
+            for need in of_block:
+                found[need].append(seen.block[need])
+            for site, stats in seen.sites.items():
+                for need in of_site:
+                    found[need][site] = stats[need]
+    if Original in needs:
+        found[Original] = Matrices(lambda site: bench.weight(anatomy, site), sites)
+    stacked = {n: torch.stack(v) if isinstance(v, list) else v for n, v in found.items()}
+    return Seen({**stacked, **{need: value for need, value in (known or {}).items() if need in needs}}, generator)
