@@ -8,6 +8,7 @@ from trimtab.methods.channels.flap import Flap as Flap
 from trimtab.methods.factorize.lqer import Lqer as Lqer
 from trimtab.methods.factorize.svd import Svd as Svd
 from trimtab.methods.factorize.svd_llm import SvdLlm as SvdLlm
+from trimtab.methods.factorize.vq_logits import VqLogits as VqLogits
 from trimtab.methods.probe.depth_efficiency import DepthEfficiency as DepthEfficiency
 from trimtab.methods.probe.feature_spectrum import FeatureSpectrum as FeatureSpectrum
 from trimtab.methods.probe.lora_limits import LoraLimits as LoraLimits
@@ -18,8 +19,10 @@ from trimtab.methods.probe.update_geometry import UpdateGeometry as UpdateGeomet
 from trimtab.methods.prune.magnitude import Magnitude as Magnitude
 from trimtab.methods.prune.sparsegpt import SparseGPT as SparseGPT
 from trimtab.methods.prune.wanda import Wanda as Wanda
+from trimtab.methods.quantize.aqlm import Aqlm as Aqlm
 from trimtab.methods.quantize.awq import Awq as Awq
 from trimtab.methods.quantize.awq_clip import AwqClip as AwqClip
+from trimtab.methods.quantize.bitstack import BitStack as BitStack
 from trimtab.methods.quantize.d2quant import D2Quant as D2Quant
 from trimtab.methods.quantize.easyquant import EasyQuant as EasyQuant
 from trimtab.methods.quantize.flexround import FlexRound as FlexRound
@@ -30,10 +33,13 @@ from trimtab.methods.quantize.hqq import Hqq as Hqq
 from trimtab.methods.quantize.omniquant import OmniQuant as OmniQuant
 from trimtab.methods.quantize.pvq import Pvq as Pvq
 from trimtab.methods.quantize.quantlrm import QuantLRM as QuantLRM
+from trimtab.methods.quantize.quip import Quip as Quip
+from trimtab.methods.quantize.quip_sharp import QuipSharp as QuipSharp
 from trimtab.methods.quantize.rescomp import Rescomp as Rescomp
 from trimtab.methods.quantize.residual_start import ResidualStart as ResidualStart
 from trimtab.methods.quantize.rsq import Rsq as Rsq
 from trimtab.methods.quantize.rtn import Rtn as Rtn
+from trimtab.methods.quantize.shiftaddllm import ShiftAddLlm as ShiftAddLlm
 from trimtab.methods.quantize.sliderquant import SliderQuant as SliderQuant
 from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
