@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.errors import ModelError
+from trimtab.core.errors import ModelError, first_line
 from trimtab.host.export import plain
 from trimtab.host.export.contents import Contents, Entry, Value, dense, spelled
 
@@ -49,8 +49,7 @@ def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise ModelError(f"onnx: torch cannot write {contents.config.model_type} as a graph: {why:.200}") from error
+        raise ModelError(f"onnx: torch cannot write {contents.config.model_type} as a graph: {first_line(error):.200}") from error
     contents.config.save_pretrained(folder)
     if contents.tokenizer is not None:
         contents.tokenizer.save_pretrained(folder)
