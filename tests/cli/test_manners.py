@@ -12,7 +12,7 @@ import typer
 
 from trimtab.cli import doctor, measure, progress, show
 from trimtab.cli.main import app
-from trimtab.cli.manners import Exit, hushed, plain_dashes
+from trimtab.cli.manners import MEASURED, Exit, Terminated, hushed, plain_dashes
 from trimtab.cli.progress import LineWatcher, spell, wants_bars, working
 from trimtab.cli.request import spellings
 from trimtab.core.errors import TrimtabError
@@ -59,6 +59,17 @@ def test_every_end_is_one_line(trimtab, monkeypatch, error, code, line):
     monkeypatch.setattr(doctor, "_machine", raising(error))
     done = trimtab("doctor")
     assert (done.exit_code, done.stdout, done.stderr) == (code, "", line)
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 75)])
+@pytest.mark.parametrize("words", [("measure", "m"), ("compare", "m", "n"), ("export", "m", "--to", "plain", "-o", "nowhere")])
+def test_who_stops_work_hears_that_the_same_command_goes_on(trimtab, monkeypatch, error, code, words):
+    monkeypatch.setattr("trimtab.host.model_assets.resolve_model", raising(error))
+    monkeypatch.setattr("trimtab.measure.compare.contenders", raising(error))
+    monkeypatch.setattr("trimtab.host.export.job.resolve_model", raising(error))
+    done = trimtab(*words)
+    left = "interrupted; nothing was left half-written" if words[0] == "export" else MEASURED
+    assert (done.exit_code, done.stdout, done.stderr.splitlines()[-1]) == (code, "", f"trimtab: {left}")
 
 
 @pytest.mark.parametrize("how", ["-v", "TRIMTAB_DEBUG"])

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.data.assets import cache_root
+from trimtab.host.instants import reached
 from trimtab.host.publish import sync
 
 Key = Mapping[str, Any]
@@ -54,12 +55,14 @@ class Kept:
                 sync(partial / TENSORS)
             (partial / VALUE).write_text(json.dumps(held), encoding="utf-8")
             sync(partial / VALUE)
+            reached("piece: written")
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 partial.rename(folder)
             except OSError:
                 if self.get(key) is None:  # unless another process measured the same and was first
                     raise
+            reached("piece: kept")
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -27,7 +27,7 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 
 def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     """One entry per tensor; float32 holds them all."""
-    return [_entry(name, value) for name, value in contents.values.items()]
+    return contents.planned(_entry)
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
