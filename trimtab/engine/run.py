@@ -122,7 +122,7 @@ def run(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), fast_products(), kept_heap(), nothing_kept_unpacked():
+        with torch.no_grad(), fast_products(), kept_heap() if depot is None else nullcontext(), nothing_kept_unpacked():
             _carry_out(bench)
         bench.notes += notes(model, compute) if "forward" in bench.profile.seconds else []
     finally:
