@@ -60,6 +60,10 @@ def _serve() -> None:
     import trimtab.host.compress
     import trimtab.host.export.job
     import trimtab.measure  # noqa: F401
+    from trimtab.core.registry import get, ids
+
+    for id in ids():
+        get(id)
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
