@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trimtab.core.card import Card
 from trimtab.core.errors import UsageError
-from trimtab.core.knobs import checked, knobs
+from trimtab.core.knobs import checked, choice, flag, knobs, rate
 from trimtab.core.places import Coupling, Fold, Site, Unit
 from trimtab.core.report import Measurement
 
@@ -64,7 +64,8 @@ class Statistic(Protocol):
     `on` says what is observed: "input" of a site, [tokens, in]; "pair": that and the same tokens' input in the untouched
     model, each [tokens, in]; "block": a block's (input, output), each [tokens, width]. "passage": an input of a site and the
     (input, output) of its block, each [windows, length, width], tokens in the same order; "attended": an input of a site and
-    the attention that its tokens draw in the block, over all heads and queries, [windows, length].
+    the attention that its tokens draw in the block, over all heads and queries, [windows, length]. "gradient": that of a site's
+    weight, [out, in], one window at a time; channel methods only.
     """
 
     on: ClassVar[str]
@@ -193,18 +194,36 @@ class LinearMethod(Method):
     def solve(self, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight: ...
 
 
-class ChannelMethod(Method):
-    """Scores coupled channels; the engine removes the lowest until the budget is met, model-wide.
+Pools = Sequence[tuple[Sequence[Coupling], float]]
 
-    Declares the knob `sparsity` (fraction of the couplings' weights to remove). Statistics are of the consumer's input.
+
+@dataclass(frozen=True)
+class ChannelMethod(Method):
+    """Scores coupled channels; the engine removes the lowest until the budget is met.
+
+    The knobs are the engine's to read. Statistics of inputs are of the consumer's; `seen[Original]`, and statistics on
+    gradients, are mappings by the coupling's matrices, [out, in] each. Who needs gradients declares the knob `windows`: how many
+    windows of the calibration set they are taken of.
     """
 
-    unit: ClassVar[tuple[Unit, ...]]
-    sparsity: float
+    unit: ClassVar[tuple[Unit, ...]] = (Unit.NEURON, Unit.KV_GROUP)
+
+    sparsity: float = rate("fraction of the coupled weights removed, model-wide", 0.2, high=0.9)
+    of: str = choice("what sparsity is a fraction of: the coupled weights, or the whole model", "coupled", ("coupled", "model"))
+    units: str = choice("which units may go", "all", ("all", "neuron", "kv_group"))
+    uniform: bool = flag("equal widths in all blocks, which the family's own config describes", False)
 
     @abstractmethod
     def score(self, coupling: Coupling, weight: LinearWeight, seen: Seen) -> Tensor:
-        """[units] float64, larger = keep; comparable across all couplings of the model. `weight` is the consumer's."""
+        """[units] float64, larger = keep; comparable across the couplings of a pool. `weight` is the consumer's."""
+
+    def pools(self, couplings: Sequence[Coupling], sparsity: float, seen: Seen) -> Pools:
+        """Couplings whose units compete with each other, and the fraction of its weights that each such pool loses.
+
+        Whole units seldom meet a fraction: what is then missing to `sparsity` of all goes from the pools of the smallest units.
+        seen: statistics on blocks.
+        """
+        return [(couplings, sparsity)]
 
 
 @runtime_checkable
