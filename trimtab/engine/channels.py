@@ -122,17 +122,11 @@ def _kept(method: ChannelMethod, couplings: Sequence[Coupling], scored: _Scored,
 
 
 def _reached(method: ChannelMethod, keeps: Mapping[Coupling, Tensor], budget: float) -> list[str]:
-    """What has to be said where a budget was not met, or where a coupling was brought down to its last unit."""
+    """What has to be said where a budget was not met."""
     gone = sum(int((~keep).sum()) * c.cost for c, keep in keeps.items())
-    notes = []
-    if abs(gone - budget) > EXACT * budget:
-        notes.append(f"{method.card.id} removed {gone} weights, {budget:.0f} were asked for: whole units came no nearer")
-    last = [c.name for c, keep in keeps.items() if int(keep.sum()) == 1 and c.units > 1]
-    if last:
-        notes.append(
-            f"{method.card.id} left one unit in {len(last)} of {len(keeps)} sets of channels, e.g. {last[0]}; none is emptied"
-        )
-    return notes
+    if abs(gone - budget) <= EXACT * budget:
+        return []
+    return [f"{method.card.id} removed {gone} weights where {budget:.0f} were asked for: whole units come no nearer"]
 
 
 def _separable(bench: Bench, anatomy: Anatomy, method: ChannelMethod) -> list[Coupling]:
@@ -181,6 +175,6 @@ def _narrowed(number: int, method: ChannelMethod, anatomy: Anatomy, coupling: Co
     weights = coupling.cost * coupling.units
     before = anatomy.weight(coupling.consumer.site).bits
     kept = int(keep.sum())
-    notes = {"units_before": coupling.units, "units_after": kept}
+    notes = {"units_before": coupling.units, "units_after": kept, **({"last_unit_kept": True} if kept == 1 else {})}
     place, after = coupling.name, before * kept / coupling.units
     return Receipt(number, str(method), place, coupling.unit, weights, before, after, seconds, None, notes)

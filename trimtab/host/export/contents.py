@@ -45,13 +45,15 @@ class Entry:
 class Contents:
     """A model that is about to be exported. values: by the name that a plain checkpoint would use, each tensor once.
 
-    config: of transformers, without anything of ours; it describes the shapes that are there.
+    config: of transformers, without anything of ours; it describes the shapes that are there. notes: what was done to the
+    model for the format's sake.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     config: Any
     values: Mapping[str, Value] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def forget_quantizer(model: PreTrainedModel) -> None:

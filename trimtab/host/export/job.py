@@ -13,7 +13,6 @@ from trimtab.host.checkpoint import load
 from trimtab.host.export import reopen
 from trimtab.host.export.card import card
 from trimtab.host.export.contents import Contents, Entry, check_refused, forget_quantizer, values_of
-from trimtab.host.export.stock import stock_config
 from trimtab.host.export.targets import Target, target
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.publish import check_apart, check_target, publish
@@ -53,10 +52,10 @@ def export(
     chosen = target(to)
     _check_request(chosen, model, to, requantize, out, overwrite)
     watch(Progress("load", 0, 1, str(model)))
-    contents, ids, ours = _opened(model, out is not None)
+    contents, ids, ours = _opened(model, chosen, out is not None)
     watch(Progress("plan", 0, 1, to))
     entries = chosen.plan(contents, requantize)
-    planned = Exported(_name(model), to, entries, chosen.remarks(contents, entries))
+    planned = Exported(_name(model), to, entries, [*contents.notes, *chosen.remarks(contents, entries)])
     if out is None:
         return planned
     check_refused(to, entries, tuple(chosen.requantize))
@@ -88,13 +87,13 @@ def _check_request(
         raise UsageError(f"an export is opened again before it is published, and that needs {names}: pip install {names}")
 
 
-def _opened(model: str | Path, to_compare: bool) -> tuple[Contents, list[list[int]], Any]:
+def _opened(model: str | Path, chosen: Target, to_compare: bool) -> tuple[Contents, list[list[int]], Any]:
     opened, tokenizer = load(resolve_model(str(model)), dtype="auto")
     ids = reopen.prompts(tokenizer, opened.config.get_text_config().vocab_size)
     ours = _float_logits(opened, ids) if to_compare else None
     forget_quantizer(opened)
-    config = stock_config(opened)
-    return Contents(opened, tokenizer, config, values_of(opened)), ids, ours
+    notes = chosen.prepare(opened)
+    return Contents(opened, tokenizer, chosen.config(opened), values_of(opened), tuple(notes)), ids, ours
 
 
 def _float_logits(model: Any, ids: list[list[int]]) -> Any:
