@@ -49,10 +49,10 @@ def test_cheap_units_make_up_for_a_dear_one_that_does_not_fit() -> None:
 def test_pools_lose_their_own_part_and_the_cheapest_meet_the_budget() -> None:
     scores = [torch.arange(3.0), torch.arange(3.0), torch.arange(100.0), torch.arange(100.0) - 1000]
     costs = [50, 50, 1, 1]
-    keeps = keep_in_pools(scores, costs, [([i], 0.2) for i in range(4)], 100.0)
+    keeps = keep_in_pools(scores, costs, [([i], 0.2 * 150 if i < 2 else 20) for i in range(4)], 100.0)
     gone = [int((~keep).sum()) for keep in keeps]
     assert gone == [1, 1, 0, 0]
-    keeps = keep_in_pools(scores, costs, [([i], 0.1) for i in range(4)], 50.0)
+    keeps = keep_in_pools(scores, costs, [([i], 15 if i < 2 else 10) for i in range(4)], 50.0)
     assert [int((~keep).sum()) for keep in keeps] == [0, 0, 25, 25]
-    keeps = keep_in_pools(scores, costs, [([2, 3], 0.25)], 50.0)
+    keeps = keep_in_pools(scores, costs, [([2, 3], 1)], 50.0)
     assert [int((~keep).sum()) for keep in keeps] == [0, 0, 0, 50]

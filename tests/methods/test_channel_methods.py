@@ -12,7 +12,7 @@ from trimtab.core.recipe import Recipe
 from trimtab.core.registry import get
 from trimtab.engine.run import run
 from trimtab.formats import Dense
-from trimtab.stats import Fisher, Gradient, InputNorm, Moments
+from trimtab.stats import BlockCosine, Fisher, Gradient, InputNorm, Moments
 from trimtab.testing.checks_channel import narrows_truly
 from trimtab.testing.roundtrip import ran, shown
 from trimtab.testing.tiny import tiny
@@ -149,3 +149,24 @@ def test_only_neurons_when_only_neurons_were_asked_for() -> None:
 @pytest.mark.parametrize("family", ["qwen2", "phi3", "gpt2", "smollm3"])
 def test_units_vanish_without_moving_the_others(family: str) -> None:
     narrows_truly(get("magnitude_sp")(compete="model"), family)
+
+
+def test_adapting_takes_most_where_the_stream_turns_least() -> None:
+    method = get("adapt_pruner")(amplitude=0.1)
+    couplings = [replace(PAIRS, name=str(block), block=block) for block in range(3)]
+    seen = Seen({BlockCosine: torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)})
+    parts = [part for _, part in method.pools(couplings, 0.2, seen)]
+    assert parts == pytest.approx([0.1, 0.2, 0.3])
+    even = Seen({BlockCosine: torch.full((3,), 0.5, dtype=torch.float64)})
+    assert [part for _, part in method.pools(couplings, 0.2, even)] == pytest.approx([0.2] * 3)
+
+
+def test_small_steps_add_up() -> None:
+    """What whole units do not meet in a step is owed in the next: the end is where one step would have come out."""
+    steps, bench = ran("llama", Recipe.of("adapt_pruner(sparsity=0.3, steps=20, amplitude=0.0)"))
+    once = kept("llm_pruner(sparsity=0.3)")
+    assert {r.place: r.notes["units_after"] for r in bench.receipts} == once
+    assert {r.notes["units_before"] for r in bench.receipts} == {2, 128}
+    assert steps.model.layers[0].mlp.down_proj.in_features == once["model.layers.0.mlp.neuron"]
+    with pytest.raises(UsageError, match="leave uniform out"):
+        Recipe.of("adapt_pruner(uniform=True)")

@@ -107,6 +107,28 @@ def test_shortgpt_ranks_by_influence_and_breaks_ties_towards_the_front() -> None
     assert dropped([0.5, 0.5, 0.5, 0.5], 2) == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "depth", "speedup", "kept"),
+    [
+        ("unified", 12, 2.0, [0, 2, 4, 6, 8, 11]),
+        ("unified", 30, 1.2, [*range(24), 29]),
+        ("unified", 10, 3.0, [0, 5, 9]),
+        ("unified", 10, 5.0, [0, 9]),
+        ("early_exit", 10, 2.0, [0, 1, 2, 3, 4]),
+        ("contiguous", 10, 2.0, [0, 1, 2, 8, 9]),
+    ],
+)
+def test_blocks_are_kept_at_equal_distances(pattern: str, depth: int, speedup: float, kept: list[int]) -> None:
+    anatomy = Anatomy.of(tiny("llama", num_hidden_layers=depth))
+    dropped = [e.block for e in get("unified_skip")(speedup=speedup, pattern=pattern).rewrite(anatomy, Seen({}))]
+    assert sorted({*range(depth)} - {*dropped}) == kept
+
+
+def test_two_blocks_stay() -> None:
+    with pytest.raises(UsageError, match=r"4 blocks at speedup=3\.0 leave 1"):
+        ran("llama", Recipe.of("unified_skip(speedup=3.0)"))
+
+
 def blockwise(order: str, bits: float = 3.0, seed: int = 0) -> list[int]:
     """The bits of four blocks of two sites each, of which block 1 turns the stream most and block 3 least."""
     sites = [Site(f"layers.{b}.{r}", r, (8, 8), block=b) for b in range(4) for r in (Role.UP, Role.DOWN)]

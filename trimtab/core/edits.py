@@ -40,9 +40,17 @@ class DropBlock:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Let a block use the matrices of another one, stored once; norms stay its own. Indices are those before the edit."""
+
+    block: int
+    source: int
+
+
+@dataclass(frozen=True)
 class Untie:
     """Give the output head a matrix of its own where it shares the embedding's."""
 
 
-Edit = SetWeight | SetParam | Narrow | DropBlock | Untie
+Edit = SetWeight | SetParam | Narrow | DropBlock | Share | Untie
 Edits = list[Edit]

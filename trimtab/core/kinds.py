@@ -221,9 +221,13 @@ class ChannelMethod(Method):
         """Couplings whose units compete with each other, and the fraction of its weights that each such pool loses.
 
         Whole units seldom meet a fraction: what is then missing to `sparsity` of all goes from the pools of the smallest units.
-        seen: statistics on blocks.
+        seen: statistics on blocks. With several rounds, both are fractions of what was there at first, for one round.
         """
         return [(couplings, sparsity)]
+
+    def rounds(self) -> int:
+        """In how many equal steps the budget is approached. Before each, the model as it is then is looked at anew."""
+        return 1
 
 
 @runtime_checkable

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight, Untie
+from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight, Share, Untie
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
 from trimtab.core.places import Member, Role
+from trimtab.engine.shared import share
 from trimtab.engine.surgery import place
 from trimtab.formats import NM, Dense, Masked
 from trimtab.formats.plain import plain
@@ -31,6 +32,8 @@ def apply(anatomy: Anatomy, edits: Edits, packed: bool = False) -> None:
                 _narrow(anatomy, edit)
             case Untie():
                 _untie(anatomy)
+            case Share():
+                _share(anatomy, edit)
             case DropBlock():
                 pass  # all at once below: their indices are those before the edit
     dropped = [e.block for e in edits if isinstance(e, DropBlock)]
@@ -80,6 +83,18 @@ def _kept(member: Member, keep: Tensor) -> Tensor:
     alive = torch.ones(size, dtype=torch.bool)
     alive[member.indices[~keep.cpu()].flatten()] = False
     return alive.nonzero().flatten()
+
+
+def _share(anatomy: Anatomy, edit: Share) -> None:
+    """Matrix by matrix, those of the same name. Raises `ModelError` where the blocks are not made alike."""
+    here, there = (anatomy.block_sites(block) for block in (edit.block, edit.source))
+    inside = f"{anatomy.blocks_path}.{edit.source}."
+    own = {site.path.removeprefix(inside) for site in there}
+    for site in here:
+        name = site.path.removeprefix(f"{anatomy.blocks_path}.{edit.block}.")
+        if site.index is not None or name not in own or len(here) != len(there):
+            raise ModelError(f"block {edit.block} cannot use the matrices of block {edit.source}: {site.name} has no equal there")
+        share(anatomy.model, site.path, inside + name)
 
 
 def _untie(anatomy: Anatomy) -> None:

@@ -34,7 +34,7 @@ def keep_within(scores: Sequence[Tensor], costs: Sequence[int], sparsity: float)
 
 
 def keep_in_pools(scores: Sequence[Tensor], costs: Sequence[int], pools: Pools, budget: float) -> list[Tensor]:
-    """The same where only couplings of a pool compete, and each pool has a sparsity of its own. budget: of all, in cost.
+    """The same where only couplings of a pool compete, and each pool has a budget of its own. budget: of all; both in cost.
 
     Pools of dear units choose first, each for itself. Those whose units are the cheapest lose what then is missing to the
     budget, in proportion to what they were asked for. Couplings in no pool stay whole.
@@ -46,15 +46,12 @@ def keep_in_pools(scores: Sequence[Tensor], costs: Sequence[int], pools: Pools, 
 
     ranks = [list(rank) for _, rank in groupby(sorted(pools, key=dearest, reverse=True), dearest)]
     for number, rank in enumerate(ranks):
-        asked = sum(sparsity * _whole(members, scores, costs) for members, sparsity in rank)
+        asked = sum(cost for _, cost in rank)
         left = budget - sum(int((~keep).sum()) * cost for keep, cost in zip(keeps, costs, strict=True))
         factor = max(left, 0.0) / asked if number + 1 == len(ranks) and asked > 0 else 1.0
-        for members, sparsity in rank:
-            chosen = keep_within([scores[i] for i in members], [costs[i] for i in members], sparsity * factor)
+        for members, cost in rank:
+            whole = sum(len(scores[which]) * costs[which] for which in members)
+            chosen = keep_within([scores[i] for i in members], [costs[i] for i in members], cost * factor / whole)
             for which, keep in zip(members, chosen, strict=True):
                 keeps[which] = keep
     return keeps
-
-
-def _whole(members: Sequence[int], scores: Sequence[Tensor], costs: Sequence[int]) -> int:
-    return sum(len(scores[which]) * costs[which] for which in members)

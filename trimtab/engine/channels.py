@@ -37,18 +37,30 @@ def narrow(bench: Bench, steps: Sequence[tuple[int, Step]]) -> None:
     method, begun = step.method, perf_counter()
     assert isinstance(method, ChannelMethod)
     anatomy = Anatomy.of(bench.model)
-    couplings = _separable(bench, anatomy, method)
-    budget = _budget(method, anatomy, couplings)
-    scored = _scored(bench, number, method, anatomy, couplings)
-    keeps = _kept(method, couplings, scored, budget)
+    first = {c.name: c for c in _separable(bench, anatomy, method)}
+    bits = {name: anatomy.weight(c.consumer.site).bits for name, c in first.items()}
+    budget = _budget(method, anatomy, list(first.values()))
+    owed = dict.fromkeys(first, 0.0)
+    for turn in range(1, method.rounds() + 1):
+        if turn > 1:
+            anatomy = Anatomy.of(bench.model)
+        couplings = [c for c in anatomy.couplings() if c.name in first]
+        gone = sum(first[c.name].cost * (first[c.name].units - c.units) for c in couplings)
+        scored = _scored(bench, number, method, anatomy, couplings)
+        part = budget / method.rounds()
+        keeps = _kept(method, couplings, first, scored, owed, part, turn * part - gone)
+        _remove(bench, method, anatomy, keeps, scored)
+    left = {c.name: int(keep.sum()) for c, keep in keeps.items()}
+    bench.notes += _reached(method, first, left, budget)
+    seconds = (perf_counter() - begun) / len(first)
+    bench.receipts += [_narrowed(number, method, c, bits[name], left[name], seconds) for name, c in first.items()]
+
+
+def _remove(bench: Bench, method: ChannelMethod, anatomy: Anatomy, keeps: Mapping[Coupling, Tensor], scored: _Scored) -> None:
     edits: Edits = []
-    for coupling in couplings:
-        keep, seen = keeps[coupling], scored.seen[coupling]
+    for coupling, keep in keeps.items():
         if not bool(keep.all()):
-            edits += _removal(method, anatomy, coupling, keep, seen)
-        bench.receipts.append(_narrowed(number, method, anatomy, coupling, keep, perf_counter() - begun))
-        begun = perf_counter()
-    bench.notes += _reached(method, keeps, budget)
+            edits += _removal(method, anatomy, coupling, keep, scored.seen[coupling])
     with bench.profile("apply"):
         apply(anatomy, edits, bench.packed)
 
@@ -111,19 +123,38 @@ def _by_block(
         yield some, {need: {site: found[need] for site, found in stats.items()} for need in needs}
 
 
-def _kept(method: ChannelMethod, couplings: Sequence[Coupling], scored: _Scored, budget: float) -> dict[Coupling, Tensor]:
-    """[units] bool by coupling."""
+def _kept(
+    method: ChannelMethod,
+    couplings: Sequence[Coupling],
+    first: Mapping[str, Coupling],
+    scored: _Scored,
+    owed: dict[str, float],
+    part: float,
+    budget: float,
+) -> dict[Coupling, Tensor]:
+    """[units] bool by coupling, for one round.
+
+    part: of the weights that were there at `first`, what every round takes; budget: what this one has to, with what earlier
+    ones left over. owed: by name, what a coupling was asked for and whole units did not meet; it changes.
+    """
     place = {c: i for i, c in enumerate(couplings)}
-    sparsity = budget / sum(c.cost * c.units for c in couplings)
+    sparsity = part / sum(c.cost * c.units for c in first.values())
     pools = [([c], sparsity) for c in couplings] if method.uniform else method.pools(couplings, sparsity, scored.blocks)
+    asked = []
+    for pool, fraction in pools:
+        for c in pool:
+            owed[c.name] += fraction * first[c.name].cost * first[c.name].units
+        asked.append(([place[c] for c in pool], max(0.0, sum(owed[c.name] for c in pool))))
     scores = [scored.scores[c] for c in couplings]
-    numbered = [([place[c] for c in pool], part) for pool, part in pools]
-    return dict(zip(couplings, keep_in_pools(scores, [c.cost for c in couplings], numbered, budget), strict=True))
+    keeps = dict(zip(couplings, keep_in_pools(scores, [c.cost for c in couplings], asked, budget), strict=True))
+    for c, keep in keeps.items():
+        owed[c.name] -= c.cost * int((~keep).sum())
+    return keeps
 
 
-def _reached(method: ChannelMethod, keeps: Mapping[Coupling, Tensor], budget: float) -> list[str]:
+def _reached(method: ChannelMethod, first: Mapping[str, Coupling], left: Mapping[str, int], budget: float) -> list[str]:
     """What has to be said where a budget was not met."""
-    gone = sum(int((~keep).sum()) * c.cost for c, keep in keeps.items())
+    gone = sum(c.cost * (c.units - left[name]) for name, c in first.items())
     if abs(gone - budget) <= EXACT * budget:
         return []
     return [f"{method.card.id} removed {gone} weights where {budget:.0f} were asked for: whole units come no nearer"]
@@ -171,10 +202,8 @@ def _removal(method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: 
     return edits
 
 
-def _narrowed(number: int, method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: Tensor, seconds: float) -> Receipt:
+def _narrowed(number: int, method: ChannelMethod, coupling: Coupling, before: float, kept: int, seconds: float) -> Receipt:
     weights = coupling.cost * coupling.units
-    before = anatomy.weight(coupling.consumer.site).bits
-    kept = int(keep.sum())
     notes = {"units_before": coupling.units, "units_after": kept, **({"last_unit_kept": True} if kept == 1 else {})}
     place, after = coupling.name, before * kept / coupling.units
     return Receipt(number, str(method), place, coupling.unit, weights, before, after, seconds, None, notes)

@@ -23,6 +23,7 @@ from trimtab.engine.attention import Attention
 from trimtab.engine.depot import Present, everything_present
 from trimtab.engine.memory import give_back
 from trimtab.engine.passes import compiled_attention
+from trimtab.engine.shared import borrowed
 
 Needs = Mapping[Site, Sequence[type[Statistic]]]
 Stats = dict[type, Tensor]
@@ -148,7 +149,7 @@ class Stream:
         real = self.anatomy.blocks[block]
         with (
             self.present(block),
-            _cast(real.parameters(), self.compute),
+            _cast([*real.parameters(), *borrowed(real)], self.compute),
             self.profile("forward"),
             compiled_attention(self.compute),
         ):

@@ -9,6 +9,7 @@ from typing import Any
 from trimtab.core.errors import UsageError, did_you_mean
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.report import Measurement
+from trimtab.engine.shared import write_out
 from trimtab.host.checkpoint import load
 from trimtab.host.export import reopen
 from trimtab.host.export.card import card
@@ -92,7 +93,9 @@ def _opened(model: str | Path, chosen: Target, to_compare: bool) -> tuple[Conten
     ids = reopen.prompts(tokenizer, opened.config.get_text_config().vocab_size)
     ours = _float_logits(opened, ids) if to_compare else None
     forget_quantizer(opened)
-    notes = chosen.prepare(opened)
+    copies = write_out(opened)
+    notes = [f"{copies} shared matrices were written out, once for each place"] if copies else []
+    notes += chosen.prepare(opened)
     return Contents(opened, tokenizer, chosen.config(opened), values_of(opened), tuple(notes)), ids, ours
 
 
