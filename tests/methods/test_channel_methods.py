@@ -110,8 +110,8 @@ def test_blocks_at_either_end_are_left_alone() -> None:
         Recipe.of("llm_pruner(uniform=True)")
 
 
-@pytest.mark.parametrize("expression", ["flap", "wanda_sp", "magnitude_sp(norm='l1')", "flap(compete='al-mm')", "llm_pruner"])
-@pytest.mark.parametrize("sparsity", [0.2, 0.35, 0.5])
+@pytest.mark.parametrize("expression", ["flap", "wanda_sp", "flap(compete='al-mm')", "llm_pruner", "adapt_pruner(steps=4)"])
+@pytest.mark.parametrize("sparsity", [0.2, 0.5])
 def test_the_budget_is_met_within_half_a_percent(expression: str, sparsity: float) -> None:
     method = Recipe.of(expression).steps[0].method
     for of in ("coupled", "model"):
@@ -162,9 +162,9 @@ def test_adapting_takes_most_where_the_stream_turns_least() -> None:
 
 
 def test_small_steps_add_up() -> None:
-    """What whole units do not meet in a step is owed in the next: the end is where one step would have come out."""
-    steps, bench = ran("llama", Recipe.of("adapt_pruner(sparsity=0.3, steps=20, amplitude=0.0)"))
-    once = kept("llm_pruner(sparsity=0.3)")
+    """What is no whole unit yet is owed in the next step: the end is where one step would have come out."""
+    steps, bench = ran("llama", Recipe.of("adapt_pruner(sparsity=0.5, steps=8, amplitude=0.0)"))
+    once = kept("llm_pruner(sparsity=0.5)")
     assert {r.place: r.notes["units_after"] for r in bench.receipts} == once
     assert {r.notes["units_before"] for r in bench.receipts} == {2, 128}
     assert steps.model.layers[0].mlp.down_proj.in_features == once["model.layers.0.mlp.neuron"]

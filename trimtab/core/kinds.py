@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from math import nan
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.core.card import Card
 from trimtab.core.errors import UsageError
+from trimtab.core.finding import Finding as Finding
 from trimtab.core.knobs import checked, choice, flag, knobs, rate
 from trimtab.core.places import Coupling, Fold, Site, Unit
-from trimtab.core.report import Measurement
 
 if TYPE_CHECKING:
     from trimtab.anatomy import Anatomy
@@ -194,6 +193,44 @@ class LinearMethod(Method):
     def solve(self, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight: ...
 
 
+class Learner(nn.Module, ABC):
+    """A matrix while it is learned: what its parameters make of it now.
+
+    rates: the learning rate of every parameter, by name. progress: the fraction of the learning that is done, set from outside
+    before every step and 1.0 at the end, for what hardens as it goes.
+    """
+
+    rates: Mapping[str, float]
+    progress: float = 0.0
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """[out, in] float32, through which gradients flow. At progress 1.0 it equals `result().dense()`."""
+
+    @abstractmethod
+    def result(self) -> LinearWeight: ...
+
+
+class BlockMethod(LinearMethod):
+    """A linear method whose matrices are learned, together: blocks shall answer as the untouched ones do.
+
+    Declares the knob `epochs` (passes over the calibration set). `needs` holds nothing that has to be collected.
+    """
+
+    epochs: int
+
+    def windows(self, depth: int) -> Sequence[range]:
+        """The blocks that are learned together, one window after the other; neither starts nor ends ever fall."""
+        return [range(block, block + 1) for block in range(depth)]
+
+    @abstractmethod
+    def begin(self, weight: LinearWeight, seen: Seen, site: Site) -> Learner: ...
+
+    def solve(self, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight:
+        """Where learning starts from, which is an answer too."""
+        return self.begin(weight, seen, site).result()
+
+
 Pools = Sequence[tuple[Sequence[Coupling], float]]
 
 
@@ -313,58 +350,6 @@ class Subject(Protocol):
 
 
 Instead = Mapping[Site, Tensor | None]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One quantity, block by block, and one line of what it implies ("" where it only explains another one).
-
-    Every measurement's setting holds its "block", at most one per block; blocks that have no such quantity are left out.
-    """
-
-    measurements: tuple[Measurement, ...]
-    implies: str = ""
-
-    @classmethod
-    def of(cls, name: str, unit: str, values: Tensor, n: int, blocks: Sequence[int] | None = None) -> Finding:
-        """From values [blocks, windows]: the mean over windows, which are independent, and its standard error.
-
-        values [blocks] are exact. n: observations behind each block. blocks: which these are, all from 0 if not given.
-        """
-        table = values.double() if values.ndim > 1 else values.double()[:, None]
-        windows = table.shape[1]
-        spread = torch.full((len(table),), nan if values.ndim > 1 else 0.0)
-        if windows > 1:
-            spread = table.std(1) / windows**0.5
-        numbers = zip(range(len(table)) if blocks is None else blocks, table.mean(1).tolist(), spread.tolist(), strict=True)
-        return cls(tuple(Measurement(name, value, error, n, unit, {"block": block}) for block, value, error in numbers))
-
-    @classmethod
-    def columns(cls, rows: Sequence[Sequence[Mapping[str, float]]], about: Mapping[str, tuple[str, int]]) -> dict[str, Finding]:
-        """By name, from rows[block][window][name]; a block whose rows lack a name is left out. about: name -> (unit, n)."""
-        found = {}
-        for name, (unit, n) in about.items():
-            having = [block for block, row in enumerate(rows) if name in row[0]]
-            values = torch.tensor([[window[name] for window in rows[block]] for block in having], dtype=torch.float64)
-            found[name] = cls.of(name, unit, values.reshape(len(having), -1 if having else 0), n, having)
-        return found
-
-    def saying(self, implies: str) -> Finding:
-        """The same with this line."""
-        return replace(self, implies=implies)
-
-    def lowest(self) -> str:
-        """The blocks with the smallest values, in words: a tenth of them, at least two."""
-        return self._first(1.0)
-
-    def highest(self) -> str:
-        """The blocks with the largest values, in words."""
-        return self._first(-1.0)
-
-    def _first(self, sign: float) -> str:
-        ranked = sorted(self.measurements, key=lambda m: (sign * m.value, m.setting["block"]))
-        few = max(2, len(ranked) // 10)
-        return ", ".join(str(block) for block in sorted(m.setting["block"] for m in ranked[:few]))
 
 
 class ProbeMethod(Method):

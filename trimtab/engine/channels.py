@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trimtab.engine.run import Bench
 
 EXACT = 0.005  # a budget that is missed by more is said so
+_NEARLY_HALF = 0.5 - 1e-6  # of a unit: less of it makes rounding to the nearest unit a rounding down
 
 
 def narrow(bench: Bench, steps: Sequence[tuple[int, Step]]) -> None:
@@ -47,13 +48,13 @@ def narrow(bench: Bench, steps: Sequence[tuple[int, Step]]) -> None:
         couplings = [c for c in anatomy.couplings() if c.name in first]
         gone = sum(first[c.name].cost * (first[c.name].units - c.units) for c in couplings)
         scored = _scored(bench, number, method, anatomy, couplings)
-        part = budget / method.rounds()
-        keeps = _kept(method, couplings, first, scored, owed, part, turn * part - gone)
+        left = budget - gone if turn == method.rounds() else None
+        keeps = _kept(method, couplings, first, scored, owed, budget / method.rounds(), left)
         _remove(bench, method, anatomy, keeps, scored)
-    left = {c.name: int(keep.sum()) for c, keep in keeps.items()}
-    bench.notes += _reached(method, first, left, budget)
+    kept = {c.name: int(keep.sum()) for c, keep in keeps.items()}
+    bench.notes += _reached(method, first, kept, budget)
     seconds = (perf_counter() - begun) / len(first)
-    bench.receipts += [_narrowed(number, method, c, bits[name], left[name], seconds) for name, c in first.items()]
+    bench.receipts += [_narrowed(number, method, c, bits[name], kept[name], seconds) for name, c in first.items()]
 
 
 def _remove(bench: Bench, method: ChannelMethod, anatomy: Anatomy, keeps: Mapping[Coupling, Tensor], scored: _Scored) -> None:
@@ -130,21 +131,24 @@ def _kept(
     scored: _Scored,
     owed: dict[str, float],
     part: float,
-    budget: float,
+    left: float | None,
 ) -> dict[Coupling, Tensor]:
     """[units] bool by coupling, for one round.
 
-    part: of the weights that were there at `first`, what every round takes; budget: what this one has to, with what earlier
-    ones left over. owed: by name, what a coupling was asked for and whole units did not meet; it changes.
+    part: of the weights that were there at `first`, what every round takes. owed: by name, what a coupling was asked for and
+    whole units did not meet; it changes. left: of the budget, in the last round, where everything has to be met; before, units
+    only go once the whole of them is owed.
     """
     place = {c: i for i, c in enumerate(couplings)}
     sparsity = part / sum(c.cost * c.units for c in first.values())
     pools = [([c], sparsity) for c in couplings] if method.uniform else method.pools(couplings, sparsity, scored.blocks)
-    asked = []
+    several, asked = method.rounds() > 1, []
     for pool, fraction in pools:
         for c in pool:
             owed[c.name] += fraction * first[c.name].cost * first[c.name].units
-        asked.append(([place[c] for c in pool], max(0.0, sum(owed[c.name] for c in pool))))
+        held_back = _NEARLY_HALF * max(c.cost for c in pool) if several else 0.0
+        asked.append(([place[c] for c in pool], max(0.0, sum(owed[c.name] for c in pool) - held_back)))
+    budget = sum(cost for _, cost in asked) if left is None else left
     scores = [scored.scores[c] for c in couplings]
     keeps = dict(zip(couplings, keep_in_pools(scores, [c.cost for c in couplings], asked, budget), strict=True))
     for c, keep in keeps.items():

@@ -68,7 +68,7 @@ def _through(
         site: {need: need.start(site.shape, entering[0].device) for need in needs} for site in sites
     }
     weights = {site: stream.anatomy.module(site).get_parameter("weight") for site in sites}
-    with stream.forward(block), _differentiable(weights):
+    with stream.computing(block), _differentiable(weights):
         for window, hidden in enumerate(entering):
             pulls[window], gradients = _one(stream, block, window, hidden, pulls[window], list(weights.values()))
             for site, gradient in zip(sites, gradients, strict=True):

@@ -8,6 +8,7 @@ from trimtab.stats.fisher import Fisher
 from trimtab.stats.gradient import Gradient
 from trimtab.stats.gram import Gram
 from trimtab.stats.input_norm import InputNorm
+from trimtab.stats.leaving import Leaving
 from trimtab.stats.moments import Moments
 from trimtab.stats.output_entropy import OutputEntropy
 from trimtab.stats.pivots import Pivots
@@ -22,6 +23,7 @@ __all__ = [
     "Gradient",
     "Gram",
     "InputNorm",
+    "Leaving",
     "Moments",
     "OutputEntropy",
     "Pivots",

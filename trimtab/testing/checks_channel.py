@@ -93,9 +93,12 @@ def _spied(method: Any, record: _Record) -> Any:
     kind = type(method)
 
     def repair(self: Any, coupling: Coupling, weight: LinearWeight, keep: Tensor, seen: Seen) -> Tensor | None:
-        record.kept[coupling.name] = keep
+        alive = record.kept.get(coupling.name, torch.ones(len(keep), dtype=torch.bool)).clone()
+        alive[alive.nonzero().flatten()] = keep  # in several rounds, those that were there before this one
+        record.kept[coupling.name] = alive
         added = kind.repair(self, coupling, weight, keep, seen) if isinstance(method, Repairs) else None
-        record.added[coupling.name] = added
+        before = record.added.get(coupling.name)
+        record.added[coupling.name] = added if before is None or added is None else before + added
         return added
 
     return type(kind.__name__, (kind,), {"repair": repair})(**method.knobs())

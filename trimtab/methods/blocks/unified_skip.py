@@ -1,4 +1,4 @@
-"""Unified Layer Skipping, the static form: blocks are kept at equal distances, the first and the last among them.
+"""Unified Skip, Unified Layer Skipping in its static form: blocks are kept at equal distances, the first and the last among them.
 
 With L blocks, keep = floor(L / speedup) of them: block 0, block L - 1, and of those between, in order, every one whose index is
 a multiple of floor(L / (keep - 1)), until there are enough. The rest is removed, for the prompt as for what is generated; no

@@ -3,8 +3,8 @@
 In every step the model as it is then is looked at: importance of a block imp = -mean_t cos(entering_t, leaving_t), centred over
 the blocks and divided by its largest size; a block loses  step - amplitude * imp  of the channels that it had at first, in
 each of its matrices the units of least  sum |w g|  over all their weights (first-order Taylor, as in `llm_pruner`).
-Pan et al., 2025 (arXiv:2502.03460), without the training between the steps. Different: what whole units cannot meet is carried
-to the next step, and steps go on until the budget is met, which they divide evenly.
+Pan et al., 2025 (arXiv:2502.03460), without the training between the steps. Different: what is less than a whole unit
+is carried to the next step, and as many steps as the budget is worth divide it evenly; the last one makes it exact.
 """
 
 from collections.abc import Sequence
