@@ -5,11 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from trimtab.anatomy import Anatomy
+from trimtab.core.edits import Narrow
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.core.kinds import Original, Seen
 from trimtab.core.places import Coupling, Member, Role, Site, Unit
 from trimtab.core.recipe import Recipe
 from trimtab.core.registry import get
+from trimtab.engine.apply import apply
+from trimtab.engine.channels import after
 from trimtab.engine.run import run
 from trimtab.formats import Dense
 from trimtab.stats import BlockCosine, Fisher, Gradient, InputNorm, Moments
@@ -170,3 +174,20 @@ def test_small_steps_add_up() -> None:
     assert steps.model.layers[0].mlp.down_proj.in_features == once["model.layers.0.mlp.neuron"]
     with pytest.raises(UsageError, match="leave uniform out"):
         Recipe.of("adapt_pruner(uniform=True)")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "phi3"])
+def test_what_is_left_is_known_without_asking_again(family: str) -> None:
+    model = tiny(family)
+    anatomy, draw = Anatomy.of(model), torch.Generator().manual_seed(1)
+    expected = []
+    for coupling in anatomy.couplings():
+        keep = torch.rand(coupling.units, generator=draw) < 0.6
+        keep[-1] = True
+        if coupling.unit is Unit.NEURON:
+            apply(anatomy, [Narrow(coupling, keep)])
+            expected.append(after(coupling, keep))
+    found = [c for c in Anatomy.of(model).couplings() if c.unit is Unit.NEURON]
+    for one, other in zip(expected, found, strict=True):
+        assert [m.site for m in one.members] == [m.site for m in other.members]
+        assert all(torch.equal(a.indices, b.indices) for a, b in zip(one.members, other.members, strict=True))

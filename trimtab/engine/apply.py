@@ -87,14 +87,17 @@ def _kept(member: Member, keep: Tensor) -> Tensor:
 
 def _share(anatomy: Anatomy, edit: Share) -> None:
     """Matrix by matrix, those of the same name. Raises `ModelError` where the blocks are not made alike."""
-    here, there = (anatomy.block_sites(block) for block in (edit.block, edit.source))
-    inside = f"{anatomy.blocks_path}.{edit.source}."
-    own = {site.path.removeprefix(inside) for site in there}
-    for site in here:
-        name = site.path.removeprefix(f"{anatomy.blocks_path}.{edit.block}.")
-        if site.index is not None or name not in own or len(here) != len(there):
-            raise ModelError(f"block {edit.block} cannot use the matrices of block {edit.source}: {site.name} has no equal there")
-        share(anatomy.model, site.path, inside + name)
+    mine, theirs = (f"{anatomy.blocks_path}.{block}." for block in (edit.block, edit.source))
+    own = {site.path.removeprefix(mine): site for site in anatomy.block_sites(edit.block)}
+    other = {site.path.removeprefix(theirs): site for site in anatomy.block_sites(edit.source)}
+    for name in sorted(own.keys() | other.keys()):
+        here, there = own.get(name), other.get(name)
+        if here is None or there is None or here.index is not None or here.role is Role.ROUTER or here.shape != there.shape:
+            raise ModelError(
+                f"block {edit.block} cannot use the matrices of block {edit.source}: {name} is not alike, or an expert's"
+            )
+    for name in own:
+        share(anatomy.model, mine + name, theirs + name)
 
 
 def _untie(anatomy: Anatomy) -> None:

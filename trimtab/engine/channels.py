@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.edits import Edits, Narrow, SetParam
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.core.kinds import ChannelMethod, Original, Repairs, Seen
-from trimtab.core.places import Coupling
+from trimtab.core.places import Coupling, Member
 from trimtab.core.recipe import Step
 from trimtab.core.report import Receipt
 from trimtab.engine.apply import apply
@@ -40,12 +41,11 @@ def narrow(bench: Bench, steps: Sequence[tuple[int, Step]]) -> None:
     anatomy = Anatomy.of(bench.model)
     first = {c.name: c for c in _separable(bench, anatomy, method)}
     bits = {name: anatomy.weight(c.consumer.site).bits for name, c in first.items()}
-    budget = _budget(method, anatomy, list(first.values()))
-    owed = dict.fromkeys(first, 0.0)
+    budget, owed = _budget(method, anatomy, list(first.values())), dict.fromkeys(first, 0.0)
+    couplings, keeps = list(first.values()), dict[Coupling, Tensor]()
     for turn in range(1, method.rounds() + 1):
         if turn > 1:
-            anatomy = Anatomy.of(bench.model)
-        couplings = [c for c in anatomy.couplings() if c.name in first]
+            anatomy, couplings = Anatomy.of(bench.model), [after(c, keep) for c, keep in keeps.items()]
         gone = sum(first[c.name].cost * (first[c.name].units - c.units) for c in couplings)
         scored = _scored(bench, number, method, anatomy, couplings)
         left = budget - gone if turn == method.rounds() else None
@@ -55,6 +55,18 @@ def narrow(bench: Bench, steps: Sequence[tuple[int, Step]]) -> None:
     bench.notes += _reached(method, first, kept, budget)
     seconds = (perf_counter() - begun) / len(first)
     bench.receipts += [_narrowed(number, method, c, bits[name], kept[name], seconds) for name, c in first.items()]
+
+
+def after(coupling: Coupling, keep: Tensor) -> Coupling:
+    """The coupling once only the units in `keep` are left: what stays moves up, in order."""
+    members = []
+    for member in coupling.members:
+        alive, axis = member.indices[keep], 0 if member.axis == "rows" else 1
+        shape = list(member.site.shape)
+        shape[axis] = alive.numel()
+        moved = torch.searchsorted(alive.flatten().sort().values, alive)
+        members.append(Member(replace(member.site, shape=(shape[0], shape[1])), member.axis, moved))
+    return replace(coupling, members=tuple(members))
 
 
 def _remove(bench: Bench, method: ChannelMethod, anatomy: Anatomy, keeps: Mapping[Coupling, Tensor], scored: _Scored) -> None:

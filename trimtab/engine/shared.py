@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.errors import ModelError
+from trimtab.engine.packed_linear import PackedLinear
 
 LOOKED_AT = ("weight", "bias", "in_features", "out_features", "nf", "nx")
 
@@ -75,10 +76,10 @@ def write_out(model: nn.Module) -> int:
 
 
 def _is_matrix(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or hasattr(module, "weight_value") or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear | PackedLinear) or type(module).__name__ == "Conv1D"
 
 
 def _sizes(module: nn.Module) -> tuple[int, ...]:
-    if hasattr(module, "weight_value"):
-        return int(module.out_features), int(module.in_features)  # type: ignore[call-overload]
+    if isinstance(module, PackedLinear):
+        return module.out_features, module.in_features
     return tuple(cast(Tensor, module.weight).shape)
