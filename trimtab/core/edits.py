@@ -48,9 +48,16 @@ class Share:
 
 
 @dataclass(frozen=True)
+class NarrowStream:
+    """The residual stream is `width` wide from now on. Every matrix and norm at it is set by edits that come after this one."""
+
+    width: int
+
+
+@dataclass(frozen=True)
 class Untie:
     """Give the output head a matrix of its own where it shares the embedding's."""
 
 
-Edit = SetWeight | SetParam | Narrow | DropBlock | Share | Untie
+Edit = SetWeight | SetParam | Narrow | DropBlock | Share | NarrowStream | Untie
 Edits = list[Edit]

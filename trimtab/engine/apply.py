@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight, Share, Untie
+from trimtab.core.edits import DropBlock, Edits, Narrow, NarrowStream, SetParam, SetWeight, Share, Untie
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
 from trimtab.core.places import Member, Role
@@ -32,6 +32,8 @@ def apply(anatomy: Anatomy, edits: Edits, packed: bool = False) -> None:
                 _narrow(anatomy, edit)
             case Untie():
                 _untie(anatomy)
+            case NarrowStream():
+                _narrow_stream(anatomy, edit.width)
             case Share():
                 _share(anatomy, edit)
             case DropBlock():
@@ -107,6 +109,17 @@ def _untie(anatomy: Anatomy) -> None:
     model.config.tie_word_embeddings = False
     module.weight = nn.Parameter(module.weight.detach().clone())
     model.all_tied_weights_keys = {}  # the host asks this, not the config, when it saves
+
+
+def _narrow_stream(anatomy: Anatomy, width: int) -> None:
+    """The config and the embedding; the width of a head stays what it was, also where it followed from the stream's."""
+    model: Any = anatomy.model
+    config = model.config.get_text_config()
+    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config.hidden_size = width
+    embedding = model.get_input_embeddings()
+    embedding.weight = nn.Parameter(embedding.weight.detach()[:, :width].clone())
+    embedding.embedding_dim = width
 
 
 def _drop(anatomy: Anatomy, dropped: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ from trimtab.stats.leaving import Leaving
 from trimtab.stats.moments import Moments
 from trimtab.stats.output_entropy import OutputEntropy
 from trimtab.stats.pivots import Pivots
+from trimtab.stats.stream_gram import StreamGram
 from trimtab.stats.weighed_gram import weighed_gram
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "Moments",
     "OutputEntropy",
     "Pivots",
+    "StreamGram",
     "weighed_gram",
 ]
