@@ -1,4 +1,4 @@
-"""Every recipe in recipes/ fits a model: it can be read, planned and carried out."""
+"""Every recipe in trimtab/recipes/ fits a model: it can be read, planned and carried out."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from markdown_blocks import ROOT
 
 import trimtab
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "trimtab" / "recipes").glob("*.yaml"))
 
 
 def test_there_are_some():
