@@ -66,9 +66,9 @@ def test_bytes_of_a_token_are_those_that_the_runtime_counts(tied, steps, tmp_pat
     anatomy, recipe = goals.Anatomy.of(load(folder)[0]), goals.Recipe.of(steps)
     made = compress(folder, recipe, tmp_path / "out")
     after = goals.read_per_token(anatomy, made.plan.bytes_after, "quarot" in steps)
-    norms = sum(p.numel() * p.element_size() for p in anatomy.model.parameters() if p.ndim < 2)
+    # The runtime counts norms as float32 and pads rows of codes: a few bytes a row, which a model this small shows.
     for counted, path in ((goals.read_per_token(anatomy, made.plan.bytes_before, False), folder), (after, tmp_path / "out")):
-        assert abs(counted - Runtime.open(path).bytes_per_token) <= norms, path
+        assert counted == pytest.approx(Runtime.open(path).bytes_per_token, rel=0.03), path
 
 
 def test_keys_and_values_are_counted_as_the_session_holds_them(folder):
@@ -117,7 +117,7 @@ def test_the_impossible_is_refused_with_what_is_possible(goal, said, folder):
 
 
 def test_recipes_that_do_not_fit_the_model_are_no_candidates(tmp_path):
-    odd = tiny_folder(tmp_path / "odd", num_hidden_layers=1, hidden_size=48, intermediate_size=80, num_attention_heads=3)
+    odd = tiny_folder(tmp_path / "odd", num_hidden_layers=1, hidden_size=48, intermediate_size=80)
     names = {c.name for c in goals.candidates(load(odd)[0], measured())}
     assert "four-bit" not in names
 

@@ -311,3 +311,27 @@ def test_expressions_that_may_not_end_are_not_tried(expression):
     with pytest.raises(ModelError, match="forever"):
         matched(expression)
     assert matched(r".*\.18\..*gate.*").match("model.layers.18.mlp.gate_proj")
+
+
+@pytest.mark.parametrize("to", ["gguf", "gptq", "compressed-tensors"])
+def test_what_came_packed_is_compressed_with_a_note(to, tmp_path):
+    source = exported(packed(), to, tmp_path / "packed")
+    done = trimtab.compress(source, "rtn(bits=3, group_size=32)")
+    (note,) = [note for note in done.report.notes if "unpacked to" in note]
+    assert note.startswith("14 matrices that came packed (Grouped) were unpacked")
+    plain, _ = trimtab.load(source)
+    before = plain.model.layers[1].mlp.up_proj.weight_value.dense()
+    expected = trimtab.method("rtn")(bits=3, group_size=32).solve(Dense(before), None, None).dense()
+    assert torch.equal(done.model.model.layers[1].mlp.up_proj.weight_value.dense(), expected)
+    assert [step.bits for step in trimtab.plan(source, "rtn(bits=3, group_size=32)").steps] == [3 + (16 + 3) / 32]
+
+
+def test_what_a_step_takes_packed_stays_packed(tmp_path):
+    source = exported(packed(), "gptq", tmp_path / "packed")
+    done = trimtab.compress(source, "lqer(rank=2)")
+    assert not [note for note in done.report.notes if "unpacked to" in note]
+
+
+def test_a_packed_model_in_memory_is_left_alone_and_told_what_to_do():
+    with pytest.raises(trimtab.UsageError, match=r"is Grouped in the model as it came; unpack it first: trimtab export"):
+        trimtab.plan(packed(), "rtn(bits=3, group_size=32)")

@@ -20,6 +20,7 @@ from trimtab.core.recipe import Recipe
 from trimtab.core.shipped import ROOM, Measured, measured
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
+from trimtab.engine.unpacking import unpack
 from trimtab.host.checkpoint import load
 from trimtab.host.compress import plan
 from trimtab.host.model_assets import resolve_model
@@ -117,6 +118,8 @@ def choose(goal: Goal, model: str, dtype: Any = None) -> Choice:
 
 def candidates(model: Any, rows: Sequence[Measured]) -> list[Candidate]:
     """Of the measured recipes those whose size is known beforehand and that fit the model, the one that loses least first."""
+    if rows:
+        unpack(model, rows[0].recipe)
     anatomy = Anatomy.of(model)
     found = []
     for row in sorted(rows, key=lambda row: row.increase):
@@ -150,7 +153,7 @@ def _format(recipe: Recipe) -> tuple[str, int | None]:
     last = recipe.steps[-1]
     if not isinstance(last.method, LinearMethod):
         return "dense", None
-    return last.method.gives.kind, None if last.by else last.method.knobs().get("bits")
+    return last.method.gives[0].kind, None if last.by else last.method.knobs().get("bits")
 
 
 def read_per_token(anatomy: Anatomy, stored: int, untied: bool) -> int:
