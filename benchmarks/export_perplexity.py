@@ -4,8 +4,8 @@
 
 SmolLM2-135M with `rtn` in groups of 32, symmetric. Three files: the 4-bit model as Q4_0 and written as F32, the 8-bit model as
 Q8_0. The F32 file has no rounding of llama.cpp's own but float16 keys and values, so it shows whether the graph is the same; the
-block formats are multiplied with activations rounded to 8 bits. Whether that is all of the difference, a third column shows: ours,
-where everything that enters a packed matrix is first rounded as llama.cpp does (blocks of 32, the step a float16).
+block formats are multiplied with activations rounded to 8 bits. Whether that is all of the difference, one more column shows:
+ours, where everything that enters a packed matrix is first rounded as llama.cpp does (blocks of 32, the step a float16).
 """
 
 import argparse
@@ -43,11 +43,10 @@ def rows(given: argparse.Namespace, place: Path) -> Any:
     from trimtab.data.windows import evaluation_windows
     from trimtab.measure.perplexity import token_losses
 
-    yield "| file | ours | ours, activations rounded | llama.cpp | apart | standard error | apart, both rounded | standard error | n |"
+    yield "| file | ours | ours, activations rounded | llama.cpp | apart | error | apart, both rounded | error | tokens |"
     yield "|---|---|---|---|---|---|---|---|---|"
     made: dict[int, Any] = {}
     ours: dict[int, Any] = {}
-    rounded: dict[int, Any] = {}
     for kind, bits, spread in FILES:
         if given.only not in (None, kind):
             continue
@@ -56,11 +55,12 @@ def rows(given: argparse.Namespace, place: Path) -> Any:
             model, tokenizer = made[bits]
             windows = evaluation_windows(given.text, tokenizer, given.windows, given.length, SEED)
             ours[bits] = token_losses(model, windows)
-            with rounding_activations(model):
-                rounded[bits] = token_losses(model, windows)
-        file = write(*made[bits], place, spread)
+        file, blocks = write(*made[bits], place, spread)
+        if blocks:
+            with rounding_activations(model, blocks):
+                rounded = token_losses(model, windows)
         theirs = asked(given.llama_python, file, windows, place)
-        yield line(f"{bits} bits as {kind}", ours[bits], ours[bits] if spread else rounded[bits], theirs)
+        yield line(f"{bits} bits as {kind}", ours[bits], rounded if blocks else ours[bits], theirs)
 
 
 def line(name: str, ours: Any, rounded: Any, theirs: Any) -> str:
@@ -75,12 +75,10 @@ def apart(ours: Any, theirs: Any) -> str:
 
 
 @contextmanager
-def rounding_activations(model: Any) -> Iterator[None]:
-    """What enters a packed matrix is rounded to Q8_0 meanwhile, as llama.cpp does before it multiplies with block formats."""
-    from trimtab.engine.packed_linear import PackedLinear
-
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    hooks = [module.register_forward_pre_hook(lambda _, given: (q8_0(given[0]), *given[1:])) for module in packed]
+def rounding_activations(model: Any, paths: set[str]) -> Iterator[None]:
+    """What enters these matrices is rounded to Q8_0 meanwhile, as llama.cpp does before it multiplies with block formats."""
+    modules = [model.get_submodule(path) for path in paths]
+    hooks = [module.register_forward_pre_hook(lambda _, given: (q8_0(given[0]), *given[1:])) for module in modules]
     try:
         yield
     finally:
@@ -103,16 +101,21 @@ def compressed(bits: int) -> tuple[Any, Any]:
     return done.model, done.tokenizer
 
 
-def write(model: Any, tokenizer: Any, place: Path, spread: bool) -> Path:
-    """spread: every tensor as F32, whatever it would fit into."""
+def write(model: Any, tokenizer: Any, place: Path, spread: bool) -> tuple[Path, set[str]]:
+    """The file, and the paths of the matrices that are block formats in it. spread: every tensor as F32."""
     from trimtab.host.export import gguf
     from trimtab.host.export.contents import Contents, values_of
     from trimtab.host.export.stock import stock_config
 
     contents = Contents(model, tokenizer, stock_config(model), values_of(model))
     entries = gguf.plan(contents, None)
-    gguf.write(contents, [replace(entry, becomes="F32") for entry in entries] if spread else entries, place)
-    return place / gguf.FILE
+    if spread:
+        entries = [replace(entry, becomes="F32") for entry in entries]
+    gguf.write(contents, entries, place)
+    blocks = {entry.name.removesuffix(".weight") for entry in entries if entry.becomes.startswith("Q")}
+    # A head that shares the embedding's matrix is multiplied with it, so what enters it is rounded as well.
+    tied = {"lm_head"} if model.config.tie_word_embeddings and "model.embed_tokens" in blocks else set()
+    return place / gguf.FILE, (blocks | tied) - {"model.embed_tokens"}
 
 
 def asked(python: str, file: Path, windows: Any, place: Path) -> Any:

@@ -2,9 +2,9 @@
 
     python benchmarks/recipes.py [--only NAME ...]
 
-The setting is that of the claims (SmolLM2-135M, 24 windows of 512 tokens, 8192 calibration tokens, three seeds). A recipe that is a side
-of a claim has its numbers from the ledger; the others are measured here. Goals (`trimtab compress MODEL --fit 2GiB`) choose by these
-lines, and by `speeds.json`, which is taken from the last session of `runtime.py`.
+The setting is that of the claims: SmolLM2-135M, 24 windows of 512 tokens, 8192 calibration tokens, three seeds. A recipe that is a
+side of a claim has its numbers from the ledger; the others are measured here. Goals (`trimtab compress MODEL --fit 2GiB`) choose by
+these lines, and by `speeds.json`, which is taken from the last session of `runtime.py`.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from trimtab.core.shipped import MEASURED, ROOM, names, read
 from trimtab.host.provenance import commit, machine
 from trimtab.measure.side_store import SideStore
 from trimtab.measure.sides import Setting
-
 
 HERE = Path(__file__).parent
 RUNTIME, LEDGER = HERE / "runtime.jsonl", HERE.parent / "claims" / "ledger.jsonl"
@@ -42,7 +41,7 @@ def main() -> None:
 
 
 def line(name: str, recipe: Recipe) -> dict[str, Any]:
-    """perplexity: one per seed; base: of the model as it came; bits: stored per weight of the blocks; n: windows."""
+    """perplexity: one per seed, a single one where seeds change nothing; base: of the model as it came; n: windows."""
     setting = Setting()
     if recipe.calibration != setting.calibration:
         raise SystemExit(f"{name} is to be measured as it is shipped: with {setting.calibration}")
@@ -59,15 +58,28 @@ def of_claims(recipe: Recipe, setting: Setting) -> dict[str, Any] | None:
         for side, said in zip(("left", "right"), BETWEEN.split(one["statement"], maxsplit=1), strict=True):
             if Recipe.of(said).steps == recipe.steps:
                 where = {"claim": f"{one['method']} {one['claim']}", "commit": one["commit"], "date": one["date"]}
-                found = {"steps": said, "bits": one[f"{side}_bits"], "perplexity": one[f"{side}_ppl"], "base": one["base_ppl"], **where}
+                found = {
+                    "steps": said,
+                    "bits": one[f"{side}_bits"],
+                    "perplexity": one[f"{side}_ppl"],
+                    "base": one["base_ppl"],
+                    **where,
+                }
     return found
 
 
 def measured_here(recipe: Recipe, setting: Setting) -> dict[str, Any]:
     (base,), found = SideStore(setting).sides([None, str(recipe)])
-    perplexities = [float(side.losses.mean().exp()) for side in found]
+    # Where no seed can change the model, all sides are one.
+    perplexities = [float(side.losses.mean().exp()) for side in (found if found[0].seeded else found[:1])]
     here = {"commit": commit(), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine()}
-    return {"steps": str(recipe), "bits": found[0].bits, "perplexity": perplexities, "base": float(base.losses.mean().exp()), **here}
+    return {
+        "steps": str(recipe),
+        "bits": found[0].bits,
+        "perplexity": perplexities,
+        "base": float(base.losses.mean().exp()),
+        **here,
+    }
 
 
 def speeds() -> dict[str, Any]:

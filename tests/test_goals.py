@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from trimtab.core.errors import UsageError
 from trimtab.core import shipped
-from trimtab.core.errors import RecipeError
+from trimtab.core.errors import RecipeError, UsageError
 from trimtab.core.goals import Goal, asked_for, goals, recipes_for
 
 
@@ -32,8 +31,14 @@ def test_what_no_budget_can_be_is_refused(given, said):
 
 @pytest.mark.parametrize(
     ("name", "said", "value"),
-    [("speedup", "2x", 2.0), ("speedup", "1.5", 1.5), ("fit", "2GiB", 2 * 1024**3), ("fit", "60MB", 60e6)]
-    + [("max_ppl_increase", "3%", 0.03), ("max_ppl_increase", "0.5 %", 0.005)],
+    [
+        ("speedup", "2x", 2.0),
+        ("speedup", "1.5", 1.5),
+        ("fit", "2GiB", 2 * 1024**3),
+        ("fit", "60MB", 60e6),
+        ("max_ppl_increase", "3%", 0.03),
+        ("max_ppl_increase", "0.5 %", 0.005),
+    ],
 )
 def test_a_goal_is_read(name, said, value):
     goal = asked_for({name: said})
@@ -44,8 +49,15 @@ def test_a_goal_is_read(name, said, value):
 
 @pytest.mark.parametrize(
     ("name", "said", "what"),
-    [("speedup", "1x", "write e.g. 2x"), ("speedup", "twice", "write e.g. 2x"), ("fit", "40%", "--size 40%"), ("fit", "0", "no size")]
-    + [("max_ppl_increase", "3", "write e.g. 3%"), ("max_ppl_increase", "0%", "write e.g. 3%"), ("max_ppl_increase", "-1%", "3%")],
+    [
+        ("speedup", "1x", "write e.g. 2x"),
+        ("speedup", "twice", "write e.g. 2x"),
+        ("fit", "40%", "--size 40%"),
+        ("fit", "0", "no size"),
+        ("max_ppl_increase", "3", "write e.g. 3%"),
+        ("max_ppl_increase", "0%", "write e.g. 3%"),
+        ("max_ppl_increase", "-1%", "3%"),
+    ],
 )
 def test_a_goal_that_means_nothing_is_refused(name, said, what):
     with pytest.raises(UsageError, match=re.escape(what)):
@@ -53,7 +65,9 @@ def test_a_goal_that_means_nothing_is_refused(name, said, what):
 
 
 def test_one_goal_of_all_kinds():
-    with pytest.raises(UsageError, match=re.escape("one goal at a time (bits, size, speedup, fit, max-ppl-increase); given: bits and fit")):
+    with pytest.raises(
+        UsageError, match=re.escape("one goal at a time (bits, size, speedup, fit, max-ppl-increase); given: bits and fit")
+    ):
         asked_for({"bits": 3.0, "fit": "2GiB"})
 
 

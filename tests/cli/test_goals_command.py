@@ -44,7 +44,9 @@ def test_plan_shows_every_measured_recipe_and_the_chosen_one(trimtab, model):
 
 
 def test_a_goal_is_carried_out_and_judged(trimtab, model, shown, text, tmp_path):
-    done = trimtab("compress", model, "--max-ppl-increase=400%", "--judged-on", text, *shown, "-o", tmp_path / "out", "--json", "-q")
+    done = trimtab(
+        "compress", model, "--max-ppl-increase=400%", "--judged-on", text, *shown, "-o", tmp_path / "out", "--json", "-q"
+    )
     assert done.exit_code == 0, done.stderr
     goal = json.loads(done.stdout)["goal"]
     assert goal["verdict"]["met"] is True
@@ -73,7 +75,9 @@ def test_a_goal_that_no_recipe_meets_in_the_end_is_a_failure_with_a_result(trimt
     verdicts(monkeypatch, *[9.0] * 9)
     done = trimtab("compress", model, "--max-ppl-increase", "20%", *shown, "-o", tmp_path / "out", "-q")
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith("trimtab: error: --max-ppl-increase 20% is not met by the best measured recipe")
+    assert done.stderr.splitlines()[-1].startswith(
+        "trimtab: error: --max-ppl-increase 20% is not met by the best measured recipe"
+    )
     assert (tmp_path / "out" / "config.json").exists()
 
 

@@ -31,7 +31,8 @@ def test_nobody_is_further_away_than_the_grid_allows(kind):
     reach = groups.amax(-1).clamp_min(0) - groups.amin(-1).clamp_max(0)
     # Half a step of the codes; half a level of 6 bits of the largest step, 15 codes up, and of the largest depth.
     step = reach.amax(-1, keepdim=True) / 15
-    slack = step / 63 / 2 * 15 + -groups.amin(-1).clamp_max(0).amax(-1, keepdim=True) / 63 / 2
+    deepest = (-groups.amin(-1)).clamp_min(0).amax(-1, keepdim=True)
+    slack = step / 63 / 2 * 15 + deepest / 63 / 2
     off = (decoded(stored, Kind.Q4_K).view_as(groups) - groups).abs().amax(-1)
     assert (off <= (reach / 15 / 2 + step / 63 / 4 + slack) * 1.01 + 1e-7).all()
 

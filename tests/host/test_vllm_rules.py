@@ -62,7 +62,9 @@ def misshapen(path: str, scheme: dict, tensors: dict[str, torch.Tensor]) -> list
         wanted["weight_zero_point"] = ((torch.int32,), (out // per_word, groups))
     held = {name.removeprefix(f"{path}."): tensor for name, tensor in tensors.items() if name.startswith(f"{path}.")}
     wrong = sorted(held.keys() ^ wanted.keys())
-    return wrong + [n for n, (dtypes, shape) in wanted.items() if n in held and (held[n].dtype not in dtypes or held[n].shape != shape)]
+    return wrong + [
+        n for n, (dtypes, shape) in wanted.items() if n in held and (held[n].dtype not in dtypes or held[n].shape != shape)
+    ]
 
 
 def exported(make, folder) -> tuple[dict, dict[str, torch.Tensor], list[str]]:

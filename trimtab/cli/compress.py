@@ -89,7 +89,13 @@ def compress(
         return
     if out is None:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
-    how: dict[str, Any] = {"dtype": look["dtype"], "device": device_of(device), "packed": packed, "resume": resume, "fresh": fresh}
+    how: dict[str, Any] = {
+        "dtype": look["dtype"],
+        "device": device_of(device),
+        "packed": packed,
+        "resume": resume,
+        "fresh": fresh,
+    }
     if offload is not None:
         how["offload"] = offload
     if checkpoint_every is not None:
@@ -104,7 +110,9 @@ def compress(
         _tell(done, before, folder_size(out), profile)
         _tell_goal(what, found)
     if found is not None and found.met is False:
-        raise TrimtabError(f"{found.goal} is not met by the best measured recipe: {found.what}; the result is in {out} all the same")
+        raise TrimtabError(
+            f"{found.goal} is not met by the best measured recipe: {found.what}; the result is in {out} all the same"
+        )
 
 
 @dataclass(frozen=True)

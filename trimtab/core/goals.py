@@ -2,8 +2,8 @@
 
 A budget (bits, size) is met to the byte: every matrix gets the most bits that all of them can have, or one more, such that the
 budget is used up and never exceeded (`formats.budgeted`). Wider mixtures lose: 2, 3 and 4 bit at the size of 3 everywhere cost
-0.76 nats (`shiftadd_bits`' claims). The other goals (speedup, fit, max_ppl_increase) choose among the shipped recipes by what each
-was measured to cost (`core.shipped`), and by what it would take of the model at hand (`host.goals`).
+0.76 nats (`shiftadd_bits`' claims). The other goals (speedup, fit, max_ppl_increase) choose among the shipped recipes by what
+each was measured to cost (`core.shipped`), and by what it would take of the model at hand (`host.goals`).
 """
 
 import re

@@ -18,9 +18,9 @@ MEASURED = ROOM / "measured.jsonl"
 
 @dataclass(frozen=True)
 class Measured:
-    """A shipped recipe on the model of the claims. perplexity: one per seed; base: of the model as it came.
+    """A shipped recipe on the model of the claims. perplexity: one per seed, a single one where seeds change nothing.
 
-    bits: stored per weight of the blocks; windows: of text, on which every perplexity was taken.
+    base: of the model as it came; bits: stored per weight of the blocks; windows: of text, on which every perplexity was taken.
     """
 
     name: str

@@ -12,7 +12,6 @@ from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
 from trimtab.engine.storage import Files
 
-
 Came = Mapping[Site, type[LinearWeight]]
 
 
@@ -110,9 +109,7 @@ def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[typ
 
 def _why_not(who: str, site: Site, format: type[LinearWeight], came: Came) -> str:
     if came.get(site) is format:
-        return (
-            f"{site.name} is {format.__name__} in the model as it came; unpack it first: trimtab export MODEL --to plain -o FOLDER"
-        )
+        return f"{site.name} is {format.__name__} in the model as it came; unpack it: trimtab export MODEL --to plain -o FOLDER"
     return f"{site.name} is {format.__name__} by then; put {who} before the step that makes it so"
 
 

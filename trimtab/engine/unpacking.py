@@ -1,4 +1,4 @@
-"""A model that came packed (GPTQ, GGUF, a result of ours) meets a recipe whose steps want plain matrices: it is unpacked, and says so.
+"""A model that came packed (GPTQ, GGUF, a result of ours) meets a recipe that wants plain matrices: it is unpacked, and says so.
 
 Only what the recipe would otherwise be refused for is unpacked; a step that takes packed matrices gets them as they are.
 """

@@ -25,10 +25,10 @@ from trimtab.engine.depot import Depot
 from trimtab.engine.memory import parted_heap
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
-from trimtab.engine.unpacking import unpack
 from trimtab.engine.references import named
 from trimtab.engine.resume import UNKEPT
 from trimtab.engine.run import run
+from trimtab.engine.unpacking import unpack
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, local_folder, save
 from trimtab.host.identity import identity

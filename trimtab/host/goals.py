@@ -2,7 +2,7 @@
 
 Decoding reads every weight once per token, so an answer takes as long as its bytes: how fast each number of bits is read was
 measured (`recipes/speeds.json`, tokens per second times bytes per token), and how many bytes a token reads of this model follows
-from the plan. A format that the runtime unpacks when it opens a model is neither faster nor smaller in memory, and is left out there.
+from the plan. A format that the runtime unpacks on opening is neither faster nor smaller in memory, and is left out there.
 """
 
 import json
@@ -26,7 +26,7 @@ from trimtab.host.compress import plan
 from trimtab.host.model_assets import resolve_model
 
 CONVERSATION = 4096  # tokens of which keys and values are to fit as well, in bfloat16; fewer where the model reads fewer
-PROGRAM = 80_000_000  # bytes that a process with the runtime takes before it opens a model
+PROGRAM = 65_000_000  # bytes that a process with the runtime takes besides what it opens; measured, without torch
 UNPACKED = ("pyramid",)  # formats that the runtime unpacks
 AS_IT_COMES = "bfloat16"  # whose measured speed stands for plain matrices of any type
 
@@ -139,12 +139,13 @@ def _candidate(row: Measured, recipe: Recipe, plan: Plan, anatomy: Anatomy) -> C
     kind, bits = _format(recipe)
     if kind in UNPACKED:
         return Candidate(row, plan.file_bytes, None, None)
-    running = PROGRAM + plan.file_bytes + conversation_bytes(anatomy.model)
+    unties = any(getattr(step.method, "unties", False) for step in recipe.steps)
+    read = read_per_token(anatomy, plan.bytes_after, unties)
+    # The files stay mapped beside what was laid out of them. Their pages can be taken back, but count until then.
+    running = PROGRAM + plan.file_bytes + read + conversation_bytes(anatomy.model)
     rates, speedup = speeds(), None
     if f"{kind}{bits}" in rates:
-        unties = any(getattr(step.method, "unties", False) for step in recipe.steps)
-        before = read_per_token(anatomy, plan.bytes_before, False) / rates[AS_IT_COMES]
-        speedup = before / (read_per_token(anatomy, plan.bytes_after, unties) / rates[f"{kind}{bits}"])
+        speedup = read_per_token(anatomy, plan.bytes_before, False) / rates[AS_IT_COMES] / (read / rates[f"{kind}{bits}"])
     return Candidate(row, plan.file_bytes, running, speedup)
 
 
@@ -201,11 +202,13 @@ def _by_loss(goal: Goal, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
 def _impossible(goal: Goal, found: Sequence[Candidate]) -> str:
     if goal.name == "max_ppl_increase":
         best = found[0]
-        return f"{goal} cannot be met: {best.name}, which loses least, was measured at {best.measured.increase:+.2%}; ask for more"
+        return (
+            f"{goal} cannot be met: {best.name}, which loses least, was measured at {best.measured.increase:+.2%}; ask for more"
+        )
     if goal.name == "fit":
         smallest = min((c for c in found if c.running is not None), key=lambda c: c.running or 0, default=None)
         return f"{goal} cannot be met: " + (
-            f"{smallest.name}, the smallest measured recipe, needs {(smallest.running or 0) / 1e6:.1f}MB; --size sets that of the files"
+            f"{smallest.name}, the smallest measured recipe, needs {(smallest.running or 0) / 1e6:.1f}MB"
             if smallest
             else "the runtime would unpack every measured recipe that fits this model"
         )

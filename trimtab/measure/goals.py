@@ -1,11 +1,13 @@
 """Whether a result meets the goal it was made for: measured on it, never taken over from where its recipe was measured.
 
-Perplexity is that of the same windows with both models, the interval that of the paired difference. Speed is that of decoding in the
-native session, both models in turn with the same threads. Memory is what the files take, which is exact, with what a conversation
-and the program take, which is computed.
+Perplexity is that of the same windows with both models, the interval that of the paired difference. Speed is that of decoding in
+the native session, both models in turn with the same threads. Memory is the most that a process held which opened the result and
+said a few tokens, with what keys and values of a whole conversation take, which is computed.
 """
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,16 +18,23 @@ from trimtab.core.goals import Goal
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.data.windows import evaluation_windows
 from trimtab.host.checkpoint import load, local_folder
-from trimtab.host.goals import PROGRAM, conversation_bytes
+from trimtab.host.goals import CONVERSATION, conversation_bytes
 from trimtab.host.model_assets import resolve_model
 from trimtab.kernels.module import available
 from trimtab.measure.paired import paired_difference
 from trimtab.measure.perplexity import token_losses
-from trimtab.measure.size import file_bytes
 from trimtab.tensors.products import fast_products
 
 WINDOWS, LENGTH, SEED = 24, 512, 0
 TOKENS, ROUNDS = 64, 3  # decoded, and how often
+ANSWERING = """
+import sys
+from trimtab.runtime import Runtime
+from trimtab.host.peak import peak_memory
+session = Runtime.open(sys.argv[1]).session()
+list(session.generate([0, 1, 2, 3], 4))
+print(peak_memory())
+"""
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,7 @@ def verdict(
         return _loss(goal, [base, made], text, windows, watch)
     if goal.name == "speedup":
         return _speed(goal, base, made, watch)
-    found = PROGRAM + file_bytes(made).value + conversation_bytes(load(made)[0])
-    what = f"{found / 1e6:.1f}MB: weights as written, a conversation and the program"
-    return Verdict(str(goal), found, None, None, 0, found <= goal.value, what)
+    return _memory(goal, made)
 
 
 def _loss(goal: Goal, folders: Sequence[Path], text: str, windows: int, watch: Watcher) -> Verdict:
@@ -74,8 +81,20 @@ def _loss(goal: Goal, folders: Sequence[Path], text: str, windows: int, watch: W
     gap = paired_difference(losses[1][None], losses[0][None])
     found, low, high = (math.expm1(value) for value in (gap.difference, gap.low, gap.high))
     before, after = (float(loss.mean().exp()) for loss in losses)
-    what = f"perplexity {before:.2f} -> {after:.2f}, {found:+.2%} (95 % interval {low:+.2%} to {high:+.2%}; {gap.n} windows of {text})"
+    spread = f"95 % interval {low:+.2%} to {high:+.2%}; {gap.n} windows of {text}"
+    what = f"perplexity {before:.2f} -> {after:.2f}, {found:+.2%} ({spread})"
     return Verdict(str(goal), found, low, high, gap.n, found <= goal.value, what)
+
+
+def _memory(goal: Goal, made: Path) -> Verdict:
+    """A process of its own: what this one holds is no part of it."""
+    done = subprocess.run([sys.executable, "-P", "-c", ANSWERING, str(made)], capture_output=True, text=True)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        return Verdict(str(goal), None, None, None, 0, None, f"the native session does not open this model: {why[0]:.300}")
+    held, more = int(done.stdout), conversation_bytes(load(made)[0])
+    what = f"{(held + more) / 1e6:.1f}MB ({held / 1e6:.1f}MB held, {more / 1e6:.1f}MB for {CONVERSATION} tokens of conversation)"
+    return Verdict(str(goal), held + more, None, None, 1, held + more <= goal.value, what)
 
 
 def _speed(goal: Goal, base: Path, made: Path, watch: Watcher) -> Verdict:
