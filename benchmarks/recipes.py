@@ -2,9 +2,9 @@
 
     python benchmarks/recipes.py [--only NAME ...]
 
-The setting is that of the claims: SmolLM2-135M, 24 windows of 512 tokens, 8192 calibration tokens, three seeds. A recipe that is a
-side of a claim has its numbers from the ledger; the others are measured here. Goals (`trimtab compress MODEL --fit 2GiB`) choose by
-these lines, and by `speeds.json`, which is taken from the last session of `runtime.py`.
+The setting is that of the claims: SmolLM2-135M, 24 windows of 512 tokens, 8192 calibration tokens, three seeds. A recipe that
+is a side of a claim has its numbers from the ledger; the others are measured here. Goals (`trimtab compress MODEL --fit 2GiB`)
+choose by these lines, and by `speeds.json`, which is taken from the last session of `runtime.py`.
 """
 
 import argparse
