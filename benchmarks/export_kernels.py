@@ -3,7 +3,7 @@
     python benchmarks/export_kernels.py --python ENV/bin/python
 
 ENV has transformers, optimum and GPTQModel and needs no trimtab. A llama of two layers and 128 channels in groups of 32, in which
-every code occurs; the largest difference of the logits of 64 tokens, opened by transformers and by GPTQModel itself, in three types.
+every code occurs: the largest difference of the logits of 64 tokens, opened by transformers and by GPTQModel, in three types.
 """
 
 import argparse
