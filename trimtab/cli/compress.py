@@ -1,7 +1,5 @@
 """`trimtab compress` and `trimtab plan`: the same words, once carried out and once only looked at."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli import complete, show
-from trimtab.cli.manners import Exit, Interrupted, Terminated, complain
+from trimtab.cli.manners import Interrupted, complain, stoppable
 from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.cli.request import Request, Shown, Understood, knob_rows, understand
@@ -138,7 +136,7 @@ def _carry_out(
             complain(goals.chosen_line(what.choice) if number == 0 else f"{found and found.what}: next, {recipe}", "")
         if what.by_goal and not goals.agreed(what.model, recipe, look, manner.yes, manner.verbose):
             raise Interrupted("not begun" if done is None else f"{out} is the last one that was tried")
-        with _stoppable(out), working(manner.quiet, manner.verbose, manner.style, resumable=True) as watch:
+        with stoppable(lambda: what_is_left(out)), working(manner.quiet, manner.verbose, manner.style, resumable=True) as watch:
             done = _run(what.model, recipe, out, watch, overwrite=overwrite or number > 0, **how)
             if what.choice is not None:
                 from trimtab.measure.goals import verdict
@@ -160,18 +158,13 @@ def _tell_goal(what: Understood, found: "Verdict | None") -> None:
         typer.echo(further)
 
 
-@contextmanager
-def _stoppable(out: str) -> Iterator[None]:
-    """Whoever stops it hears what has become of the work."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        from trimtab.host.keeping import is_kept, state_of
+def what_is_left(out: str | None) -> str:
+    """Of work on `out` that was stopped."""
+    from trimtab.host.keeping import is_kept, state_of
 
-        kept = is_kept(out)
-        what = f"the same command goes on from what is kept in {state_of(out).name}" if kept else "nothing was left half-written"
-        code = Exit.RESUMABLE if isinstance(error, Terminated) else Exit.INTERRUPTED
-        raise Interrupted(f"{'stopped' if kept else 'interrupted'}; {what}", code) from error
+    if out is not None and is_kept(out):
+        return f"stopped; the same command goes on from what is kept in {state_of(out).name}"
+    return "interrupted; nothing was left half-written"
 
 
 def _run(model: str, recipe: "Recipe", out: str, watch: "Watcher", **how: Any) -> "Compressed":
