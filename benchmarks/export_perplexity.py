@@ -43,8 +43,8 @@ def rows(given: argparse.Namespace, place: Path) -> Any:
     from trimtab.data.windows import evaluation_windows
     from trimtab.measure.perplexity import token_losses
 
-    yield "| file | ours | ours, activations rounded | llama.cpp | apart | error | apart, both rounded | error | tokens |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "| file | ours | ours, activations rounded | llama.cpp | apart | error | apart, both rounded | error | a token: ours, theirs | tokens |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     made: dict[int, Any] = {}
     ours: dict[int, Any] = {}
     for kind, bits, spread in FILES:
@@ -66,7 +66,15 @@ def rows(given: argparse.Namespace, place: Path) -> Any:
 def line(name: str, ours: Any, rounded: Any, theirs: Any) -> str:
     """Errors are those of the mean differences, over windows."""
     a, b, c = (float(losses.mean().exp()) for losses in (ours, rounded, theirs))
-    return f"| {name} | {a:.3f} | {b:.3f} | {c:.3f} | {apart(ours, theirs)} | {apart(rounded, theirs)} | {ours.numel()} |"
+    moved = f"{spread_of(rounded - ours):.4f}, {spread_of(theirs - ours):.4f}"
+    return (
+        f"| {name} | {a:.3f} | {b:.3f} | {c:.3f} | {apart(ours, theirs)} | {apart(rounded, theirs)} | {moved} | {ours.numel()} |"
+    )
+
+
+def spread_of(difference: Any) -> float:
+    """By how many nats a token moves, root mean square: rounding of one size moves tokens by one size, whichever way."""
+    return float(difference.square().mean().sqrt())
 
 
 def apart(ours: Any, theirs: Any) -> str:

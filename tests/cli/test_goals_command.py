@@ -6,6 +6,8 @@ import pytest
 
 from trimtab.cli import goals as told
 from trimtab.host import goals
+from trimtab.kernels.module import available
+from trimtab.measure import bench
 from trimtab.measure import goals as judge
 from trimtab.testing.folders import tiny_folder
 
@@ -67,7 +69,6 @@ def test_where_a_measured_loss_is_too_much_the_next_recipe_takes_its_place(trimt
     assert f"perplexity +200.00%: next, {second.measured.recipe}" in done.stderr
     assert "met: perplexity +10.00%" in done.stdout
     kept = (tmp_path / "out" / "recipe.yaml").read_text(encoding="utf-8")
-    assert kept.splitlines()[-2:] != []
     assert type(second.measured.recipe).parse(kept).steps == second.measured.recipe.steps
 
 
@@ -126,3 +127,28 @@ def test_the_pattern_of_matrices_does_not_go_with_a_measured_recipe(trimtab, mod
     done = trimtab("plan", model, "--fit", "1GB", "--only", "mlp.*")
     assert done.exit_code == 2
     assert "--only and --skip do not go with --fit" in done.stderr
+
+
+@pytest.mark.skipif(not available(), reason="needs the compiled kernels")
+def test_speed_is_that_of_both_in_turn(model, monkeypatch):
+    monkeypatch.setattr(bench, "READ", 1 << 16)
+    found = judge.verdict(goals.Goal("speedup", "1.5x"), str(model), model)
+    assert found.n == judge.ROUNDS
+    assert 0 < found.low <= found.found <= found.high
+    assert found.met is (found.found >= 1.5)
+    assert "tokens/s" in found.what
+
+
+def test_where_nothing_can_be_timed_nothing_is_said_to_be_met(model, monkeypatch):
+    monkeypatch.setattr(judge, "available", lambda: False)
+    found = judge.verdict(goals.Goal("speedup", "2x"), str(model), model)
+    assert found.met is found.found is None
+    assert "no compiled kernels" in found.what
+    assert told.room_left(goals.choose(goals.Goal("fit", "1GB"), str(model)), found) is None
+
+
+def test_memory_that_nobody_could_hold_is_not_said_to_be_met(model, tmp_path):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    found = judge.verdict(goals.Goal("fit", "1GB"), str(model), tmp_path)
+    assert found.met is None
+    assert "does not open" in found.what
