@@ -43,7 +43,7 @@ def rows(given: argparse.Namespace, place: Path) -> Any:
     from trimtab.data.windows import evaluation_windows
     from trimtab.measure.perplexity import token_losses
 
-    yield "| file | ours | ours, activations rounded | llama.cpp | apart | error | apart, both rounded | error | a token: ours, theirs | tokens |"
+    yield "| file | ours | ours, activations rounded | llama.cpp | apart | error | both rounded | error | a token | tokens |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     made: dict[int, Any] = {}
     ours: dict[int, Any] = {}
