@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli import complete, show
-from trimtab.cli.manners import Interrupted, complain, stoppable
+from trimtab.cli.manners import Interrupted, complain, hushed, stoppable
 from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.cli.request import Request, Shown, Understood, knob_rows, understand
@@ -80,7 +80,8 @@ def compress(
         return
     shown = Shown(text, tokens, length, batch, compute, seed)
     asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
-    what = understand(asked)
+    with hushed(verbose):  # a goal opens the model
+        what = understand(asked)
     look = {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload}
     if dry_run or ctx.info_name == "plan":
         _plan(what, look, json, quiet, verbose, progress)
