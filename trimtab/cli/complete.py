@@ -24,6 +24,11 @@ def method(incomplete: str) -> list[str]:
     return _beginning(method_ids(), incomplete)
 
 
+def recipe(incomplete: str) -> list[str]:
+    """Shipped recipes; a shell completes files by itself."""
+    return _beginning(sorted(file.stem for file in (Path(trimtab.__file__).parent / "recipes").glob("*.yaml")), incomplete)
+
+
 def engine(incomplete: str) -> list[str]:
     return _beginning(ENGINES, incomplete)
 

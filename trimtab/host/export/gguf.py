@@ -20,13 +20,13 @@ from trimtab.core.errors import ModelError, TrimtabError, UsageError
 from trimtab.formats import Dense, Grouped
 from trimtab.host.export import reopen
 from trimtab.host.export.contents import Contents, Entry, Value, change, dense, keeps, spelled
-from trimtab.host.export.gguf_blocks import BLOCK, PLAIN, Kind, Steps, decoded, encoded, grid_of, stored_bytes
+from trimtab.host.export.gguf_blocks import BLOCK, PLAIN, Kind, Steps, block, decoded, encoded, grid_of, stored_bytes
 from trimtab.host.export.gguf_families import Family, add_sizes, context, family, row_order
 from trimtab.host.export.gguf_layers import by_layer
 from trimtab.host.export.gguf_vocabulary import add_vocabulary, check_vocabulary
 
 FILE = "model.gguf"
-REQUANTIZE = ("f32", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+REQUANTIZE = ("f32", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
 SIXTEEN = (torch.bfloat16, torch.float16)
 PACKED_BITS = 16  # a matrix that took fewer is not blown up to float32 unasked
 
@@ -117,8 +117,8 @@ def _entry(name: str, value: Value, wanted: "gguf.GGMLQuantizationType | None", 
         return Entry(name, shape, spelled(held), kind.name, "exact", stored_bytes(kind, shape))
     if wanted is None:
         return Entry(name, shape, spelled(held), "-", "refused", why=_why(value))
-    if wanted not in PLAIN.values() and shape[1] % BLOCK:
-        return Entry(name, shape, spelled(held), "-", "refused", why=f"{shape[1]} inputs are no whole blocks of {BLOCK}")
+    if shape[1] % (whole := block(wanted)):
+        return Entry(name, shape, spelled(held), "-", "refused", why=f"{shape[1]} inputs are no whole blocks of {whole}")
     after = decoded(encoded(values, wanted), wanted)
     error = change(values, after)
     verdict = "re-quantized" if error else "exact"
