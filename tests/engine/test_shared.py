@@ -84,6 +84,22 @@ def is_shared(module: nn.Module) -> bool:
     return isinstance(module, SharedLinear)
 
 
+def test_what_others_use_outlives_its_block() -> None:
+    model = shared("llama")
+    ids, blocks = tokens(model), [block for block in model.model.layers if block is not model.model.layers[1]]
+    apply(Anatomy.of(model), [DropBlock(1)])
+    assert not sources(model)
+    assert list(model.model.layers) == blocks
+    assert torch.equal(model(ids).logits, shared_by_hand(ids))
+
+
+def shared_by_hand(ids: torch.Tensor) -> torch.Tensor:
+    model = shared("llama")
+    write_out(model)
+    apply(Anatomy.of(model), [DropBlock(1)])
+    return model(ids).logits
+
+
 def test_another_program_gets_a_copy_for_each_place(tmp_path) -> None:
     model = tiny("llama", num_hidden_layers=4, vocab_size=264)
     apply(Anatomy.of(model), [Share(2, 1)])
