@@ -16,6 +16,7 @@ from trimtab.formats import (
     FORMATS,
     NM,
     BitPlanes,
+    BlockDiagonal,
     Chain,
     Codebook,
     Dense,
@@ -146,6 +147,14 @@ def pyramid_points(dim: int, pulses: int) -> int:
     return pyramid_points(dim - 1, pulses) + pyramid_points(dim, pulses - 1) + pyramid_points(dim - 1, pulses - 1)
 
 
+def decode_block_diagonal(spec, stored):
+    (out, in_), count = spec["shape"], spec["count"]
+    full = torch.zeros(out, in_, dtype=torch.float64)
+    for k, block in enumerate(stored["blocks"].double()):
+        full[k * out // count : (k + 1) * out // count, k * in_ // count : (k + 1) * in_ // count] = block
+    return full
+
+
 def decode_parts(spec, stored):
     for i, part in enumerate(spec["parts"]):
         yield decode(part, {k[len(f"{i}_") :]: t for k, t in stored.items() if k.startswith(f"{i}_")})
@@ -179,11 +188,12 @@ DECODERS = {
     "bitplanes": decode_bitplanes,
     "codebook": decode_codebook,
     "pyramid": decode_pyramid,
+    "block_diagonal": decode_block_diagonal,
     "chain": decode_chain,
     "sum": decode_sum,
     "rotated": decode_rotated,
 }
-ONE_ROUNDING = {"dense", "masked", "nm", "grouped"}
+ONE_ROUNDING = {"dense", "masked", "nm", "grouped", "block_diagonal"}
 
 
 def test_examples_cover_every_format():
@@ -408,6 +418,8 @@ REFUSED = {
     "codebook size": (lambda: Codebook(CODES[None], torch.ones(1, 257, 1).half()), "2 to 256 entries"),
     "lone scale": (lambda: Codebook(CODES[None], HALF.view(1, 6, 1), HALF), "belong together"),
     "flat codes": (lambda: Codebook(CODES, HALF.view(1, 6, 1)), "codes must be"),
+    "flat blocks": (lambda: BlockDiagonal(HALF), r"blocks must be \[count, rows, columns\], got \[2, 3\]"),
+    "blocks of integers": (lambda: BlockDiagonal(CODES[None]), "convert it first"),
     "points group size": (lambda: Pyramid(POINTS, CODES[:, :3], HALF[0, :2], HALF[:, 0], 16), "use one of"),
     "points dtype": (lambda: Pyramid(POINTS.int(), CODES[:, :3], HALF[0, :2], HALF[:, 0], 11), "points must be int16"),
     "pulses": (

@@ -2,6 +2,7 @@
 
 from trimtab.core.kinds import LinearWeight
 from trimtab.formats.bitplanes import BitPlanes
+from trimtab.formats.block_diagonal import BlockDiagonal
 from trimtab.formats.codebook import Codebook
 from trimtab.formats.dense import Dense
 from trimtab.formats.forward import linear
@@ -14,7 +15,10 @@ from trimtab.formats.registry import FORMATS, build, layout
 from trimtab.formats.rotated import Rotated
 from trimtab.formats.sum import Sum
 
-_OURS: tuple[type[LinearWeight], ...] = (Dense, Masked, NM, Grouped, BitPlanes, Codebook, Pyramid, Chain, Sum, Rotated)
+_OURS: tuple[type[LinearWeight], ...] = (
+    *(Dense, Masked, NM, Grouped, BitPlanes, Codebook, Pyramid, BlockDiagonal),
+    *(Chain, Sum, Rotated),
+)
 FORMATS.update({format.kind: format for format in _OURS})
 
 
@@ -27,6 +31,7 @@ __all__ = [
     "FORMATS",
     "NM",
     "BitPlanes",
+    "BlockDiagonal",
     "Chain",
     "Codebook",
     "Dense",

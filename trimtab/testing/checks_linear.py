@@ -16,6 +16,7 @@ from trimtab.core.recipe import Recipe
 from trimtab.formats import NM, Dense, Grouped, Masked
 from trimtab.formats.plain import stored_bits
 from trimtab.testing.problems import (
+    DRIFTED,
     Layer,
     accepts,
     every_format,
@@ -138,7 +139,9 @@ def is_exact_at_its_limit(method: type[LinearMethod]) -> None:
         _check_error(replace(method(), rank=min(problem.site.shape)), problem, 1e-5)
     if "keep" in declared:
         left, right = layer(24, 2).weight, layer(2, 128).weight
-        _check_error(method(keep=0.6), Layer(left @ right, layer().x), 1e-8)
+        # Whoever looks at pairs aims at the untouched model's outputs, of which the inputs that are shown fall short.
+        short = (DRIFTED - 1) ** 2 if any(getattr(need, "on", "") == "pair" for need in method.needs) else 0
+        _check_error(method(keep=0.6), Layer(left @ right, layer().x), 1e-8 + short)
     if "bits" in declared:
         made = _at_strengths(method, "bits", STRENGTHS["bits"][0])[-1]
         made = replace(made, **{name: value for name, value in UNPRUNED.items() if name in declared})
