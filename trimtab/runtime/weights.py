@@ -22,6 +22,7 @@ from trimtab.runtime.lattice import lattice
 from trimtab.runtime.native import native
 
 MOST_PARTS = 64
+MOST_BLOCKS = 4096
 DEEPEST = 8
 HEAD_GROUP = 64
 PLAIN = ("float32", "float16", "bfloat16")
@@ -207,13 +208,13 @@ def _masked(weight: Weight) -> Any:
 
 def _as_masked(weight: Weight) -> Weight:
     """Blocks along the diagonal as a sparse matrix: its values are theirs, in the order in which they lie."""
-    (out, in_), count = weight.shape, weight.size("count")
+    (out, in_), count = weight.shape, weight.size("count", 1, MOST_BLOCKS)
     rows, columns = _divided(weight, out, count), _divided(weight, in_, count)
     blocks = weight.tensor("blocks", str(weight.spec.get("dtype")), count, rows, columns)
-    here = np.arange(out)[:, None] // rows == np.arange(in_) // columns
+    here = np.packbits(np.arange(count)[:, None] == np.arange(in_) // columns, axis=-1, bitorder="little")
     values = Stored(blocks.dtype, (count * rows * columns,), blocks.data)
     spec = {"kind": "masked", "shape": [out, in_], "dtype": blocks.dtype, "kept": count * rows * columns}
-    return Weight(weight.path, spec, {"values": values, "bitmap": _of("uint8", np.packbits(here, axis=-1, bitorder="little"))})
+    return Weight(weight.path, spec, {"values": values, "bitmap": _of("uint8", here.repeat(rows, axis=0))})
 
 
 def _block_diagonal(weight: Weight) -> Any:

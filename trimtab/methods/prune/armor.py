@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from trimtab.core.card import Card, Claim
+from trimtab.core.errors import UsageError
 from trimtab.core.kinds import LinearMethod, Seen
 from trimtab.core.knobs import count, number, text
 from trimtab.core.places import Site
 from trimtab.formats import NM, BlockDiagonal, Chain, Dense
+from trimtab.formats.block_diagonal import MOST_BLOCKS
 from trimtab.formats.plain import check_pattern
 from trimtab.stats import InputNorm
 from trimtab.tensors.blocks import from_left, from_right, identity, largest_width
@@ -79,6 +81,9 @@ class Armor(LinearMethod):
 
     def fits(self, site: Site) -> None:
         check_pattern(self.pattern, site.shape[1], site.name)
+        for width, block in zip(site.shape, self._widths(site.shape), strict=True):
+            if width > block * MOST_BLOCKS:
+                raise UsageError(f"armor: {width} channels of {site.name} are tiled by blocks of {block} at most; skip it")
 
     def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
         pattern, dtype, parts = Pattern.parse(self.pattern), spec["dtype"], []
