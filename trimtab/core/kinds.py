@@ -137,7 +137,7 @@ class Searches(Protocol):
     @property
     def strengths(self) -> Sequence[Any]: ...  # what candidates may hold; every site is compressed once with each
 
-    def trials(self, places: int, windows: int) -> tuple[int, int]: ...  # candidates that are judged, and windows read; at most
+    def trials(self, places: Sequence[Any], windows: int) -> tuple[int, int]: ...  # candidates judged, windows read; at most
 
 
 class Seen:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.kinds import Original, Seen, Storage
+from trimtab.core.kinds import Original, Seen, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress
 from trimtab.engine.references import Matrices
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def is_statistic(need: type) -> bool:
     """Whether it has to be collected; the others are known without showing anything."""
-    return need not in (Original, Storage)
+    return need not in (Original, Storage, Trials)
 
 
 def observe(
