@@ -1,5 +1,6 @@
 """`trimtab compress` and `trimtab plan`: the same words, once carried out and once only looked at."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 COMPRESS = """Compress a model and write the result as an ordinary Hugging Face folder, or nothing at all.
 
 What to do is a recipe file (--recipe), one method with its knobs (--method gptq --bits 3; list them with
---method gptq --help) or an expression (--do "wanda(pattern='2:4') -> gptq(bits=4)")."""
+--method gptq --help), an expression (--do "wanda(pattern='2:4') -> gptq(bits=4)"), or a budget and what it is to be spent on
+(--size 50% --search evopress --levels "gptq:bits=2,3,4")."""
 PLAN = """Say what `trimtab compress` with the same words would do, and how large the result would be. Changes nothing."""
 WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -45,6 +47,16 @@ def compress(
         str | None, typer.Option(metavar="ID", help="One method; its knobs become options.", autocompletion=complete.method)
     ] = None,
     do: Annotated[str | None, typer.Option(metavar="EXPRESSION", help='Such as "gptq(bits=3)".')] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="ID", help="Choose levels: evopress, rd_prune, owl ...", autocompletion=complete.method)
+    ] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help='With --search: "gptq:bits=2,3,4", "sparsegpt:sparsity=0.5,0.6,0.7", blocks.'),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that judge candidates. (default: one per core)")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Judge candidates on a Ray cluster.")] = False,
+    keep_levels: Annotated[str | None, typer.Option(metavar="DIR", help="Keep what a search makes, for other searches.")] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only these matrices; may be repeated.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Not these matrices; may be repeated.")] = None,
     text: Annotated[str | None, typer.Option(help="Calibration text: .txt, .jsonl or asset:squad-drop.")] = None,
@@ -70,10 +82,10 @@ def compress(
     help: Annotated[bool, typer.Option("--help", help="Show this message, with --method ID also its knobs.")] = False,
 ) -> None:
     if help:
-        _help(ctx, method)
+        _help(ctx, method or search)
         return
     shown = Shown(text, tokens, length, batch, compute, seed)
-    asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
+    asked = Request(words or (), _options(ctx), recipe, method, do, search, levels, only or (), skip or (), shown, dtype)
     model, steps = understand(asked)
     if dry_run or ctx.info_name == "plan":
         look = {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload}
@@ -84,6 +96,7 @@ def compress(
     how: dict[str, Any] = {"packed": packed, "overwrite": overwrite, "resume": resume, "fresh": fresh}
     if offload is not None:
         how["offload"] = offload
+    how |= {"workers": workers or _cores(), "ray": ray, "keep_levels": keep_levels}
     if checkpoint_every is not None:
         how["checkpoint_every"] = checkpoint_every
     with _stoppable(out), working(quiet, verbose, progress, resumable=True) as watch:
@@ -94,6 +107,11 @@ def compress(
         show.as_json({"model": model, "output_dir": str(done.folder), **sizes, "report": done.report.json()})
     else:
         _tell(done, before, folder_size(out), profile)
+
+
+def _cores() -> int:
+    """That this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, Seen
+from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, Searches, Seen
 from trimtab.core.places import Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.seeds import Seeds
@@ -117,7 +117,8 @@ def seconds(anatomy: Anatomy, recipe: Recipe) -> list[float | None]:
         for linear, steps in groupby(recipe.steps, lambda step: isinstance(step.method, LinearMethod) and step.method.carry):
             together = list(steps)
             found += rehearsal.linear(together) if linear else [rehearsal.other(step) for step in together]
-    return found
+    searches = [isinstance(step.by or step.method, Searches) for step in recipe.steps]  # their candidates tell, not one block
+    return [None if search else took for search, took in zip(searches, found, strict=True)]
 
 
 class _Rehearsal:

@@ -66,7 +66,9 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
             files.rewrite(getattr(step.method, "unties", False), getattr(step.method, "preserves", False))
-        steps.append(PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe)))
+        steps.append(
+            PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe))
+        )
     return Plan(tuple(steps), _parameters(anatomy), files.before, files.total(), files.files())
 
 

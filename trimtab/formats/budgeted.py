@@ -28,11 +28,12 @@ def parse_size(value: str) -> None:
 
 
 def within_files(
-    who: str, size: str, sites: Sequence[Site], storage: Storage, strengths: Sequence[Any], least: int, cheapest: str
+    who: str, size: str, sites: Sequence[Site], storage: Storage, strengths: Sequence[Any], least: int, cheapest: tuple[str, str]
 ) -> int:
     """Bytes that the sites' tensors may take such that all weight files stay within `size`; never less than `least`.
 
-    least: what the sites take at the least; cheapest: how, in words. Raises `UsageError` where that is too much.
+    least: what the sites take at the least; cheapest: how, and how to get below, in words. Raises `UsageError` where that is
+    too much.
     """
     if storage.rest is None:
         raise UsageError(f"{who}: size={size!r} cannot be met, the data decide what the other matrices take; use `bits`")
@@ -40,8 +41,8 @@ def within_files(
     asked = in_bytes(size, storage.before)
     if asked < rest + least:
         raise UsageError(
-            f"{who}: size={size!r} ({asked} bytes) is below the smallest possible model: {cheapest} "
-            f"everywhere are size='{rest + least}'; ask for as much, lower `low`, or compress what is left as it is"
+            f"{who}: size={size!r} ({asked} bytes) is below the smallest possible model: {cheapest[0]} "
+            f"everywhere are size='{rest + least}'; ask for as much, {cheapest[1]}, or compress what is left as it is"
         )
     return max(least, min(asked, storage.largest) - rest)
 
@@ -96,7 +97,7 @@ class Budgeted(Allocator):
         """Bytes that the sites' tensors may take, at least what they take at the least."""
         least = sum(map(min, costs))
         if self.size:
-            cheapest = f"{self.low} bits"
+            cheapest = f"{self.low} bits", "lower `low`"
             return within_files(self.card.id, self.size, sites, storage, self.strengths, least, cheapest)
         weights = sum(site.shape[0] * site.shape[1] for site in sites)
         budget = floor(self.bits * weights / 8)

@@ -75,13 +75,11 @@ class Leveled(Allocator):
             raise UsageError(f"{self.card.id}: no mixture of {self.levels} has mean={self.mean:g}; ask for {low:g} to {high:g}")
 
     def promises(self, sites: Sequence[Site], storage: Storage) -> int | None:
-        """The bytes of a size; those of a mean where all mixtures of it take the same. Raises as `ladder` does."""
+        """The bytes of a size; of a mean none are known. Raises as `ladder` does."""
         sizes = self._bytes(sites, storage)
-        if sizes is None or (self.size and storage.rest is None):
+        if sizes is None or storage.rest is None:
             return None
-        if self.size:
-            return most(sizes, self._within(sites, storage, sizes))
-        return None
+        return most(sizes, self._within(sites, storage, sizes))
 
     def ladder(self, sites: Sequence[Site], storage: Storage) -> Ladder:
         """Raises `UsageError` where the budget cannot be met, or does not depend on the levels."""
@@ -114,20 +112,22 @@ class Leveled(Allocator):
         sizes = self._bytes(sites, storage)
         if sizes is None:
             raise UsageError(f"{self.card.id}: an earlier step decides by data what the matrices take; use `mean`")
-        if all(len(set(row)) == 1 for row in sizes):
-            raise UsageError(
-                f"{self.card.id}: size={self.size!r} says nothing about {self.knob}: all levels are stored in as many bytes "
-                "(sparse matrices are, unless --packed); use `mean`"
-            )
         return sizes
 
     def _bytes(self, sites: Sequence[Site], storage: Storage) -> list[list[int]] | None:
-        """By site and level, None where they are not known yet. Nobody is asked who does not have to know."""
+        """By site and level where a size is asked for, None where they are not known yet. Raises `UsageError` if all are alike."""
         if not self.size:
             return None
         table = [[storage.tensors(site, level) for level in self.strengths] for site in sites]
         known = [[cost for cost in row if cost is not None] for row in table]
-        return known if all(len(row) == len(self.strengths) for row in known) else None
+        if not all(len(row) == len(self.strengths) for row in known):
+            return None
+        if all(len(set(row)) == 1 for row in known):
+            raise UsageError(
+                f"{self.card.id}: size={self.size!r} says nothing about {self.knob}: all levels are stored in as many bytes "
+                "(sparse matrices are, unless --packed); use `mean`"
+            )
+        return known
 
     def _budget(self, sites: Sequence[Site], storage: Storage, costs: list[list[int]]) -> int:
         if self.size:
@@ -136,7 +136,7 @@ class Leveled(Allocator):
         return int(_cost(self.knob, self.mean) * weights * _unit(self.strengths))
 
     def _within(self, sites: Sequence[Site], storage: Storage, costs: list[list[int]]) -> int:
-        cheapest = f"the cheapest of {self.levels}"
+        cheapest = f"the cheapest of {self.levels}", "use cheaper levels"
         return within_files(self.card.id, self.size, sites, storage, self.strengths, sum(map(min, costs)), cheapest)
 
 
