@@ -27,7 +27,7 @@ from trimtab.testing.roundtrip import logits, shown
 from trimtab.testing.tiny import tiny, tokens
 
 STEP = "rtn(group_size=32)"
-SEARCH = f"{STEP} by evopress(levels='bits=2,3,4', mean=3, generations=4, offspring=4, tokens=64)"
+SEARCH = f"{STEP} by evopress(levels='bits=2,3,4', mean=3, generations=4, offspring=4, held_out=64)"
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def material(model, folder: Path, strengths, held_out, key: str = "levels", step
 
 def test_a_level_is_a_plain_compression_to_the_last_bit(tmp_path, held_out) -> None:
     """What a search made on its way, put together uniformly, against recipes of their own. The method sees what it has made."""
-    searched(tmp_path, held_out, "gptq(group_size=32) by rd_prune(levels='bits=2,3', mean=2.5, tokens=16, per='block')")
+    searched(tmp_path, held_out, "gptq(group_size=32) by rd_prune(levels='bits=2,3', mean=2.5, held_out=16, per='block')")
     for strength in (2, 3):
         plain, again = tiny("llama"), tiny("llama")
         run(plain, Recipe.of(f"gptq(group_size=32, bits={strength})"), shown(plain))
@@ -157,7 +157,7 @@ def test_blocks_that_are_left_out(tmp_path, held_out) -> None:
 def test_the_best_block_is_left_out(tmp_path, held_out, monkeypatch) -> None:
     """Of four blocks, one: the search sees all of them."""
     seen = spied(monkeypatch)
-    _, bench = searched(tmp_path, held_out, "evopress_blocks(drop=1, tokens=64, generations=8, stages='')")
+    _, bench = searched(tmp_path, held_out, "evopress_blocks(drop=1, held_out=64, generations=8, stages='')")
     (dropped,) = bench.receipts[0].notes["dropped_blocks"]
     judge = Judge(Material(tiny("llama"), (), held_out, torch.float32, tmp_path, ""))
     every = dict(judge.losses([tuple(True if b == out else None for b in range(4)) for out in range(4)], range(4)))
@@ -229,7 +229,7 @@ def test_another_seed_other_tokens_or_another_model_share_nothing(tmp_path, held
 def test_another_search_over_the_same_levels_makes_none(tmp_path, held_out) -> None:
     searched(tmp_path, held_out)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
-    searched(tmp_path, held_out, f"{STEP} by rd_prune(levels='bits=2,3,4', mean=3, tokens=64, per='block')")
+    searched(tmp_path, held_out, f"{STEP} by rd_prune(levels='bits=2,3,4', mean=3, held_out=64, per='block')")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")} == before
 
 
@@ -289,7 +289,7 @@ def test_every_candidate_keeps_the_budget(tmp_path, held_out, monkeypatch) -> No
 
 def test_a_size_of_the_files_is_kept(tmp_path, held_out) -> None:
     model = tiny("llama")
-    recipe = Recipe.of(f"{STEP} by evopress(levels='bits=2,3,4', size='58%', generations=2, offspring=4, tokens=64)")
+    recipe = Recipe.of(f"{STEP} by evopress(levels='bits=2,3,4', size='58%', generations=2, offspring=4, held_out=64)")
     expected = plan(Anatomy.of(model), recipe).bytes_after
     run(model, recipe, shown(model), judging=Judging(held_out, tmp_path))
     taken = sum(t.nbytes for t in {t.data_ptr(): t for t in model.state_dict(keep_vars=True).values()}.values())
@@ -348,7 +348,12 @@ def test_where_no_text_is_held_out_a_note_says_so() -> None:
 
 def test_the_plan_knows_how_many_candidates_there_will_be(tmp_path, held_out, monkeypatch) -> None:
     seen = spied(monkeypatch)
-    for expression in (SEARCH, "wanda by sv_nup(tokens=64)", f"{STEP} by rd_prune(tokens=64)", "evopress_blocks(tokens=64)"):
+    for expression in (
+        SEARCH,
+        "wanda by sv_nup(held_out=64)",
+        f"{STEP} by rd_prune(held_out=64)",
+        "evopress_blocks(held_out=64)",
+    ):
         seen.clear()
         recipe = Recipe.of(expression)
         recipe = replace(recipe, calibration=replace(recipe.calibration, length=16))
@@ -360,7 +365,7 @@ def test_the_plan_knows_how_many_candidates_there_will_be(tmp_path, held_out, mo
 
 def test_mixtures_of_experts_are_searched_too(tmp_path) -> None:
     held_out = tokens(tiny("mixtral"), batch=2, length=16, seed=9)
-    expression = "rtn(group_size=32) by evopress(generations=2, offspring=4, tokens=32, stages='')"
+    expression = "rtn(group_size=32) by evopress(generations=2, offspring=4, held_out=32, stages='')"
     _, bench = searched(tmp_path, held_out, expression, family="mixtral")
     assert bench.receipts
 

@@ -1,4 +1,4 @@
-"""Searches from a folder to a folder: who judges makes no difference, a stopped one goes on, and calibration stays what it was."""
+"""Searches from a folder to a folder: who judges makes no difference, a stopped one goes on, calibration stays as it was."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from trimtab.host.compress import compress
 from trimtab.host.keeping import is_kept, search_of
 from trimtab.testing.folders import tiny_folder
 
-SEARCH = "rtn(group_size=32) by evopress(levels='bits=2,3,4', mean=3, generations=3, offspring=6, tokens=96)"
+SEARCH = "rtn(group_size=32) by evopress(levels='bits=2,3,4', mean=3, generations=3, offspring=6, held_out=96)"
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_fresh_forgets_what_was_judged(tmp_path, model, text) -> None:
     out = tmp_path / "out"
     search_of(out).mkdir()
     (search_of(out) / "old").write_text("")
-    compress(model, recipe(text, "evopress_blocks(drop=1, generations=1, offspring=1, tokens=32)"), out, fresh=True)
+    compress(model, recipe(text, "evopress_blocks(drop=1, generations=1, offspring=1, held_out=32)"), out, fresh=True)
     assert not search_of(out).exists()
 
 
@@ -111,7 +111,7 @@ def test_what_is_held_out_takes_nothing_from_calibration(tmp_path, model, text, 
     compress(model, recipe(text, "gptq(group_size=32) by uniform(mean=3)"), tmp_path / "a")
     compress(
         model,
-        recipe(text, "gptq(group_size=32) by evopress(generations=1, offspring=1, tokens=32, levels='bits=3,4')"),
+        recipe(text, "gptq(group_size=32) by evopress(generations=1, offspring=1, held_out=32, levels='bits=3,4')"),
         tmp_path / "b",
     )
     a, b = files(tmp_path / "a"), files(tmp_path / "b")
@@ -159,16 +159,26 @@ def test_words_that_make_no_sense(given, asked, said) -> None:
 
 
 def test_the_command(tmp_path, model, text) -> None:
-    shown = ["--text", str(text), "--tokens", "64", "--length", "32", "--generations", "2", "--offspring", "3"]
+    shown = [
+        "--text",
+        str(text),
+        "--tokens",
+        "64",
+        "--length",
+        "32",
+        "--held-out",
+        "64",
+        "--generations",
+        "2",
+        "--offspring",
+        "3",
+    ]
     call = ["compress", str(model), "--search", "evopress", "--levels", "rtn(group_size=32):bits=2,3,4", *shown]
-    call += ["--set-nothing"] if False else []
     planned = CliRunner().invoke(app, [*call, "--mean", "3", "--dry-run"])
     assert planned.exit_code == 0, planned.output
-    assert "search: 19 candidates at most" in planned.output
+    assert "search: 17 candidates at most" in planned.output
     assert "after 3 compressions" in planned.output
-    done = CliRunner().invoke(
-        app, [*call, "--tokens", "64", "--mean", "3", "--workers", "1", "-o", str(tmp_path / "o"), "--json"]
-    )
+    done = CliRunner().invoke(app, [*call, "--mean", "3", "--workers", "1", "-o", str(tmp_path / "o"), "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["report"]["recipe"]["steps"][0]["by"]["evopress"]["levels"] == "bits=2,3,4"

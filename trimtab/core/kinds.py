@@ -132,7 +132,7 @@ class Trials(Protocol):
 
 @runtime_checkable
 class Searches(Protocol):
-    """A second capability of allocators and model methods that need `Trials`, besides a knob `tokens`: how many are held out."""
+    """A second capability of allocators and model methods that need `Trials`, with a knob `held_out` (how many tokens)."""
 
     @property
     def strengths(self) -> Sequence[Any]: ...  # what candidates may hold; every site is compressed once with each

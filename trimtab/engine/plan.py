@@ -137,7 +137,7 @@ def _searched(step: Step, sites: Sequence[Site], anatomy: Anatomy, recipe: Recip
                 leveled.fits(site)
     length = recipe.calibration.length
     places = range(len(anatomy.blocks)) if step.by is None else sites
-    candidates, windows = method.trials(places, -(-method.tokens // length))  # type: ignore[attr-defined]
+    candidates, windows = method.trials(places, -(-method.held_out // length))  # type: ignore[attr-defined]
     return candidates, windows * length, len(method.strengths)
 
 

@@ -160,7 +160,7 @@ def searching(
     names = tuple(site.name for site in sites or ())
     key = digest(job.tokens, judging.stamp, digest_of(anatomy.model), str(job.compute), *job.words, *names)
     Levels(judging.folder, key).fill(method.strengths, job.make)
-    held_out = judging.windows(method.tokens)  # type: ignore[attr-defined]
+    held_out = judging.windows(method.held_out)  # type: ignore[attr-defined]
     _, total = method.trials(range(len(anatomy.blocks)) if sites is None else sites, len(held_out))
     material = Material(anatomy.model, names, held_out, job.compute, judging.folder, key)
     with judging.spread(material) as judges:

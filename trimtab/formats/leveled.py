@@ -115,7 +115,7 @@ class Leveled(Allocator):
         return sizes
 
     def _bytes(self, sites: Sequence[Site], storage: Storage) -> list[list[int]] | None:
-        """By site and level where a size is asked for, None where they are not known yet. Raises `UsageError` if all are alike."""
+        """By site and level where a size is asked for, None where unknown yet. Raises `UsageError` if all are alike."""
         if not self.size:
             return None
         table = [[storage.tensors(site, level) for level in self.strengths] for site in sites]

@@ -35,7 +35,7 @@ class Judges:
 def held_out_tokens(recipe: Recipe) -> int:
     """How many the steps that search ask for, at most; 0 where none does."""
     methods = [step.by or step.method for step in recipe.steps]
-    return max((getattr(method, "tokens", 0) for method in methods if Trials in method.needs), default=0)
+    return max((getattr(method, "held_out", 0) for method in methods if Trials in method.needs), default=0)
 
 
 @contextmanager

@@ -30,6 +30,6 @@ def draw_windows(stages: Stages, stage: int, windows: int, draw: torch.Generator
 
 def effort(stages: Stages, offspring: int, generations: int, windows: int) -> tuple[int, int]:
     """(candidates judged, windows read) at most. On the last stage only children are new, and the first parent."""
-    judged = [offspring, *(survivors for _, survivors in stages)]
+    judged = [offspring, *(min(survivors, offspring) for _, survivors in stages)]
     read = sum(count * read_by(stages, stage, windows) for stage, count in enumerate(judged))
     return generations * sum(judged) + 1, generations * read + windows

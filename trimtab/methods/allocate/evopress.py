@@ -56,7 +56,7 @@ class EvoPress(Leveled):
     )
     needs: ClassVar = (Trials, Storage)
 
-    tokens: int = count("held-out tokens that the last stage reads", 8192)
+    held_out: int = count("held-out tokens that the last stage reads", 8192)
     offspring: int = count("children of a generation", 16)
     generations: int = count("generations", 40)
     stages: str = text("of every stage but the last: share of the tokens, and survivors", "0.125:4,0.5:2", parse_stages)

@@ -49,7 +49,7 @@ class RdPrune(Leveled):
     )
     needs: ClassVar = (Trials, Storage)
 
-    tokens: int = count("held-out tokens on which distortions are measured", 4096)
+    held_out: int = count("held-out tokens on which distortions are measured", 4096)
 
     def trials(self, places: Sequence[Site], windows: int) -> tuple[int, int]:
         judged = len(self.places(places)) * len(self.strengths)

@@ -47,7 +47,7 @@ class SvNup(Allocator):
     sparsity: float = rate("fraction of weights removed, on average", 0.7, high=0.99)
     reach: float = rate("how far the block that is farthest from the mean may go", 0.05)
     window: int = count("blocks of which some are pruned together", 3, 1, 12)
-    tokens: int = count("held-out tokens on which teams of blocks are judged", 4096)
+    held_out: int = count("held-out tokens on which teams of blocks are judged", 4096)
 
     @property
     def strengths(self) -> Sequence[float]:

@@ -47,7 +47,7 @@ class EvoPressBlocks(ModelMethod):
     needs: ClassVar = (Trials,)
 
     drop: int = count("blocks to remove", 1)
-    tokens: int = count("held-out tokens that the last stage reads", 8192)
+    held_out: int = count("held-out tokens that the last stage reads", 8192)
     starts: int = count("random choices of blocks of which the best is the first parent", 16)
     offspring: int = count("children of a generation", 16)
     generations: int = count("generations; 0 = dropped * kept / 1.5", 0, 0)
