@@ -6,7 +6,6 @@ that cannot be judged is such a line as well: it counts as infinitely bad, and t
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
@@ -117,10 +116,13 @@ class Outcomes:
         self.known: dict[str, Outcome] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        for name, loss, why in map(json.loads, lines):
+        self.open = "\n" if torn else ""  # what ends a line that a killed process left
+        for line in lines:
+            try:
+                name, loss, why = json.loads(line)
+            except ValueError:  # such a line, ended since
+                continue
             self.known[name] = loss, why
-        if torn:
-            os.truncate(path, path.stat().st_size - len(torn))
 
     def get(self, candidate: Candidate, text: str) -> Outcome | None:
         return self.known.get(self._name(candidate, text))
@@ -129,7 +131,8 @@ class Outcomes:
         name = self._name(candidate, text)
         self.known[name] = outcome
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([name, *outcome]) + "\n")
+            file.write(self.open + json.dumps([name, *outcome]) + "\n")
+        self.open = ""
 
     def _name(self, candidate: Candidate, text: str) -> str:
         return digest([], self.key, repr(candidate), text)

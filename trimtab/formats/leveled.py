@@ -28,7 +28,6 @@ class Ladder:
 
     places: tuple[tuple[Site, ...], ...]
     costs: list[list[int]]
-    budget: int
     start: tuple[int, ...]
 
 
@@ -85,12 +84,11 @@ class Leveled(Allocator):
         """Raises `UsageError` where the budget cannot be met, or does not depend on the levels."""
         places = self.places(sites)
         single = self._costs(sites, storage)
-        budget = self._budget(sites, storage, single)
         by_site = dict(zip(sites, single, strict=True))
         costs = [[sum(column) for column in zip(*(by_site[s] for s in place), strict=True)] for place in places]
         # Of mixtures that cost the same, the least sum of squares is the most even one.
         worths = [[-sum(_amount(self.knob, s) for s in place) * float(v) ** 2 for v in self.strengths] for place in places]
-        return Ladder(places, costs, budget, tuple(best(costs, worths, budget)))
+        return Ladder(places, costs, tuple(best(costs, worths, self._budget(sites, storage, single))))
 
     def chosen(self, ladder: Ladder, choices: Sequence[int]) -> dict[Site, Level]:
         """The level of every site."""

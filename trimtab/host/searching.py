@@ -40,7 +40,8 @@ def held_out_tokens(recipe: Recipe) -> int:
 
 @contextmanager
 def folder_for(judges: Judges, recipe: Recipe, beside: Path | None, fresh: bool) -> Iterator[Path | None]:
-    """Where levels and outcomes go; None where nothing searches. beside: gone once all inside went well; else it stays."""
+    """Where levels and outcomes go; None where nothing searches. beside: made when there is something to keep, gone once
+    all inside went well."""
     if not held_out_tokens(recipe):
         yield None
     elif judges.keep is not None:
@@ -51,7 +52,7 @@ def folder_for(judges: Judges, recipe: Recipe, beside: Path | None, fresh: bool)
     else:
         if fresh:
             shutil.rmtree(beside, ignore_errors=True)
-        yield _made(beside)
+        yield beside
         shutil.rmtree(beside, ignore_errors=True)
 
 

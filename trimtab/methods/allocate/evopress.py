@@ -19,7 +19,7 @@ from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import Candidate, Seen, Storage, Trials
 from trimtab.core.knobs import count, text
 from trimtab.core.places import Site
-from trimtab.formats.leveled import Leveled
+from trimtab.formats.leveled import Ladder, Leveled
 from trimtab.tensors.evolution import Choices, Course, evolve, exchange
 from trimtab.tensors.stages import draw_windows, effort, parse_stages
 
@@ -83,6 +83,6 @@ class EvoPress(Leveled):
             raise ArithmeticError("no candidate could be judged")
         return self.chosen(ladder, best)
 
-    def _candidate(self, sites: Sequence[Site], ladder: Any, choices: Choices) -> Candidate:
+    def _candidate(self, sites: Sequence[Site], ladder: Ladder, choices: Choices) -> Candidate:
         levels = self.chosen(ladder, choices)
         return tuple(levels[site] for site in sites)
