@@ -64,11 +64,11 @@ def _recipe(asked: Request, model: str | None, values: dict[str, Any]) -> "Recip
     from trimtab.core.recipe import Recipe, Step, Where
 
     given = _ways(asked)
+    if asked.levels is not None and asked.search is None:
+        raise UsageError("--levels goes with --search, such as --search evopress")
     if len(given) > 1 or not (given or values):
         told = " and ".join(given) or "none"
         raise UsageError(f"give one of --recipe, --method, --do and --search, or only --bits or --size; given: {told}")
-    if asked.levels is not None and asked.search is None:
-        raise UsageError("--levels goes with --search, such as --search evopress")
     where = Where(tuple(asked.only), tuple(asked.skip))
     if not given:
         return _for_goal(asked, model, values, where)

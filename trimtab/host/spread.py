@@ -147,8 +147,8 @@ def _sent(material: Material) -> Iterator[Sent]:
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of this is anybody's business
     try:
-        import ray
-        import ray.util
+        import ray  # type: ignore[import-not-found,unused-ignore]  # an extra
+        import ray.util  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise UsageError('ray is not installed; write pip install "trimtab[ray]", or use --workers') from error
     return ray

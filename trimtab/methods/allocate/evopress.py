@@ -67,7 +67,8 @@ class EvoPress(Leveled):
         return effort(stages, self.offspring, self.generations, windows)
 
     def allocate(self, sites: Sequence[Site], seen: Seen) -> dict[Site, Any]:
-        ladder, trials, draw = self.ladder(sites, seen[Storage]), seen[Trials], seen.generator
+        ladder, draw = self.ladder(sites, seen[Storage]), seen.generator
+        trials: Trials = seen[Trials]
         stages = parse_stages(self.stages)
 
         def judge(several: Sequence[Choices], stage: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""EvoPress on depth: evolution over which blocks are left out, judged by what the whole model then says.
+"""EvoPress blocks: evolution over which blocks are left out, judged by what the whole model then says.
 
 loss = mean_t KL(model as it is || without the blocks), on held-out tokens.
 A child has min(U{1..k}, U{1..k}) of the dropped blocks back and as many others dropped.  The first parent is the best of `starts`
@@ -65,7 +65,8 @@ class EvoPressBlocks(ModelMethod):
         return judged + self.starts, read + self.starts * read_by(stages, 0, windows)
 
     def rewrite(self, anatomy: "Anatomy", seen: Seen) -> Edits:
-        blocks, trials, draw = len(anatomy.blocks), seen[Trials], seen.generator
+        blocks, draw = len(anatomy.blocks), seen.generator
+        trials: Trials = seen[Trials]
         if self.drop >= blocks:
             raise UsageError(f"{self.card.id}: the model has {blocks} blocks, drop={self.drop} would leave none; use less")
         stages = parse_stages(self.stages)
