@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trimtab.anatomy import Anatomy
+from trimtab.core.errors import CalibrationError
 from trimtab.core.kinds import Original, Seen, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
 def is_statistic(need: type) -> bool:
     """Whether it has to be collected; the others are known without showing anything."""
     return need not in (Original, Storage, Trials)
+
+
+@contextmanager
+def determined(who: str) -> Iterator[None]:
+    """Inside, an `ArithmeticError` says that what was seen decides nothing; it leaves as `CalibrationError`."""
+    try:
+        yield
+    except ArithmeticError as error:
+        raise CalibrationError(f"{who}: {error}; show more or other calibration text") from error
 
 
 def observe(

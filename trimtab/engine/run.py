@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, SetWeight
+from trimtab.core.edits import DropBlock, Edits, SetWeight, Share
 from trimtab.core.errors import CalibrationError, ModelError, UsageError
-from trimtab.core.kinds import LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage, Trials
+from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe, Step
@@ -30,7 +30,7 @@ from trimtab.engine.channels import narrow
 from trimtab.engine.depot import Depot, Filed
 from trimtab.engine.folding import fold
 from trimtab.engine.memory import kept_heap
-from trimtab.engine.observing import is_statistic, observe
+from trimtab.engine.observing import determined, is_statistic, observe
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.passes import notes
 from trimtab.engine.plan import plan, resolve
@@ -41,6 +41,7 @@ from trimtab.engine.search import Judging, trials
 from trimtab.engine.shelf import Shelf
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
+from trimtab.engine.tuning import tune
 from trimtab.formats import Masked
 from trimtab.stats import Gram
 from trimtab.tensors.products import fast_products
@@ -160,7 +161,8 @@ def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
 
     def key(numbered: Numbered) -> Any:
         number, step = numbered
-        return step.method.carry if isinstance(step.method, LinearMethod) else number
+        together = isinstance(step.method, LinearMethod) and not isinstance(step.method, BlockMethod)
+        return step.method.carry if together else number
 
     return [list(group) for _, group in groupby(enumerate(steps, 1), key)]
 
@@ -171,8 +173,12 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
     work = _strengths(bench, anatomy, steps) if begun is None else _recalled(anatomy, steps, begun)
     if begun is None:
         strengths_chosen(bench, work)
-    with bench.depot or Shelf(anatomy, use=_needs_data(work)) as shelf:
-        _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf, begun)  # type: ignore[attr-defined]
+    learned = isinstance(steps[0][1].method, BlockMethod)
+    with bench.depot or Shelf(anatomy, use=learned or _needs_data(work)) as shelf:
+        if learned:
+            tune(bench, anatomy, steps[0][0], work[steps[0][0]], shelf, begun)
+        else:
+            _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf, begun)  # type: ignore[attr-defined]
     bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
 
 
@@ -253,12 +259,10 @@ def _allotted(
     if step.by is None:
         return dict.fromkeys(sites, step.method)
     draw = Seeds(bench.seeds.seed).at("by", number)
-    try:
-        with trials(bench, anatomy, number, step, sites, partial(_level, bench, number, step, sites)) as search:
-            seen = observe(bench, anatomy, step.by.needs, sites, draw, {Storage: files.storage(number, sites), Trials: search})
-            chosen = step.by.allocate(sites, seen)
-    except ArithmeticError as error:
-        raise CalibrationError(f"{step.by.card.id}: {error}; show more or other calibration text") from error
+    level = partial(_level, bench, number, step, sites)
+    with determined(step.by.card.id), trials(bench, anatomy, number, step, sites, level) as search:
+        seen = observe(bench, anatomy, step.by.needs, sites, draw, {Storage: files.storage(number, sites), Trials: search})
+        chosen = step.by.allocate(sites, seen)
     bench.drew |= seen.drew
     return {site: replace(step.method, **{step.by.knob: chosen[site]}) for site in sites}
 
@@ -363,13 +367,10 @@ def _rewrite(bench: Bench, steps: list[Numbered]) -> None:
     assert isinstance(method, ModelMethod)
     anatomy = Anatomy.of(bench.model)
     draw = bench.seeds.at(number)
-    try:
-        with trials(bench, anatomy, number, step, (), lambda _: {}) as search:
-            seen = observe(bench, anatomy, method.needs, anatomy.sites, draw, {Trials: search})
-            with bench.profile("solve"):
-                edits = method.rewrite(anatomy, seen)
-    except ArithmeticError as error:
-        raise CalibrationError(f"{method.card.id}: {error}; show more or other calibration text") from error
+    with determined(method.card.id), trials(bench, anatomy, number, step, (), lambda _: {}) as search:
+        seen = observe(bench, anatomy, method.needs, anatomy.sites, draw, {Trials: search})
+        with bench.profile("solve"):
+            edits = method.rewrite(anatomy, seen)
     bench.drew |= seen.drew
     before = _stored_bits(anatomy)
     held_to_it = preserved(bench.model, bench.batches[0][:1, :16], method.card.id) if method.preserves else nullcontext()
@@ -390,7 +391,8 @@ def _stored_bits(anatomy: Anatomy) -> float:
 
 def _dropped(edits: Edits) -> dict[str, Any]:
     blocks = [e.block for e in edits if isinstance(e, DropBlock)]
-    return {"dropped_blocks": blocks} if blocks else {}
+    shared = {str(e.block): e.source for e in edits if isinstance(e, Share)}
+    return {**({"dropped_blocks": blocks} if blocks else {}), **({"shared_blocks": shared} if shared else {})}
 
 
-_RUNNERS = {"linear": _linear, "channel": narrow, "model": _rewrite, "scale": fold}
+_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": _rewrite, "scale": fold}
