@@ -60,7 +60,7 @@ def test_it_is_stored_once_and_opens_again(family: str) -> None:
 
 
 def test_what_takes_the_place_of_a_matrix_serves_both() -> None:
-    model = shared("llama").to(torch.bfloat16)
+    model = reopened(shared("llama").to(torch.bfloat16))  # whose rotary tables are in float32
     run(model, Recipe.of("gptq(bits=4, group_size=16)"), shown(model))
     twin = write_out_copy(model)
     assert torch.equal(logits(model), logits(twin))
