@@ -5,17 +5,30 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from trimtab.host import checkpoint
+from trimtab.anatomy import Anatomy
+from trimtab.host import adapters, checkpoint
 from trimtab.host.checkpoint import Tokenizer
+from trimtab.host.fingerprint import fingerprint
 from trimtab.host.model_assets import resolve_model
 
 
 def load(
-    model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    adapter: str | Path | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Opens a model in eval mode: a folder, a hub name, an asset, or what another program packed.
 
     The last may be a GGUF file or a folder of GPTQ, AWQ, compressed-tensors or bitsandbytes; it is read once, into the cache.
-    dtype: of what is not packed; float32 on CPU, else as stored. Raises `ModelError` for anything missing, damaged or unknown.
+    dtype: of what is not packed; float32 on CPU, else as stored. adapter: a folder that `trimtab.adapt` or peft wrote; what it
+    says is added to the layers of the model, which stay as they are.
+
+    Raises `ModelError` for anything missing, damaged or unknown.
     """
-    return checkpoint.load(resolve_model(str(model)), device, dtype)
+    folder = checkpoint.local_folder(resolve_model(str(model)))
+    opened, tokenizer = checkpoint.load(folder, device, dtype)
+    if adapter is not None:
+        base = adapters.Base(str(model), fingerprint(folder))
+        adapters.read(Anatomy.of(opened), adapter, base)
+    return opened.eval(), tokenizer
