@@ -23,7 +23,8 @@ from trimtab.host.trainer import Pace
 from trimtab.testing.folders import tiny_folder
 from trimtab.testing.tiny import tiny, tokens
 
-QUICK = {"length": 16, "batch": 4, "steps": 6, "learning_rate": 5e-3, "validation": 0.2}
+HOW = {"length": 16, "batch": 4, "steps": 6, "learning_rate": 5e-3, "validation": 0.2}
+QUICK = {**HOW, "pace": Pace(at_once=4, every=3)}
 PORTABLE = ("lora(rank=4)", "rslora(rank=4)", "dora(rank=4)", "pissa(rank=4)", "allora(rank=4)", "bone(rank=4)")
 
 
@@ -76,7 +77,7 @@ def test_an_adapter_of_peft_is_merged(base: Path, tmp_path: Path, kind: peft.Lor
         for name, parameter in theirs.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.05)
-    theirs.save_pretrained(tmp_path / "theirs")
+    theirs.save_pretrained(str(tmp_path / "theirs"))
     assert len(merge(base, tmp_path / "theirs", tmp_path / "merged")) == 4
     torch.testing.assert_close(logits(tt.load(tmp_path / "merged")[0]), logits(theirs.eval()), atol=2e-5, rtol=1e-4)
 
@@ -100,7 +101,7 @@ def test_only_answers_are_learned_and_the_loss_goes_down(base: Path, data: Path,
 
 @pytest.mark.parametrize("method", ["lora(rank=4)", "s2ft(share=0.1)", "pissa(rank=4)", "dora(rank=4)", "bone(rank=4)"])
 def test_a_base_of_three_bits_trains(packed: Path, data: Path, tmp_path: Path, method: str) -> None:
-    done = learn(packed, data, method, tmp_path / "adapter", steps=12, learning_rate=1e-2, pace=Pace(recompute=True))
+    done = learn(packed, data, method, tmp_path / "adapter", learning_rate=1e-2, pace=Pace(4, recompute=True))
     assert done.tuned.losses[-1] < done.tuned.losses[0]
     beside = logits(tt.load(packed, adapter=done.folder)[0])
     if method.startswith(("dora", "bone")):
@@ -115,7 +116,7 @@ def test_a_base_of_three_bits_trains(packed: Path, data: Path, tmp_path: Path, m
 
 def test_recomputing_blocks_changes_nothing(packed: Path, data: Path, tmp_path: Path) -> None:
     once = learn(packed, data, "lora(rank=4)", tmp_path / "once")
-    again = learn(packed, data, "lora(rank=4)", tmp_path / "again", pace=Pace(recompute=True))
+    again = learn(packed, data, "lora(rank=4)", tmp_path / "again", pace=Pace(4, 3, recompute=True))
     assert once.tuned.losses == pytest.approx(again.tuned.losses, rel=1e-6)
 
 
@@ -124,8 +125,8 @@ def test_accumulation_changes_nothing(base: Path, data: Path, tmp_path: Path) ->
     lines = [{"prompt": "x", "completion": "y" * n} for n in range(1, 21)]
     file = tmp_path / "unequal.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    one = learn(base, file, "lora(rank=4)", tmp_path / "one", pace=Pace(at_once=1), validation=0.0)
-    four = learn(base, file, "lora(rank=4)", tmp_path / "four", pace=Pace(at_once=4), validation=0.0)
+    one = learn(base, file, "lora(rank=4)", tmp_path / "one", pace=Pace(1, 3), validation=0.0)
+    four = learn(base, file, "lora(rank=4)", tmp_path / "four", pace=Pace(4, 3), validation=0.0)
     assert one.tuned.losses == pytest.approx(four.tuned.losses, rel=1e-4)
 
 
@@ -135,7 +136,7 @@ def test_what_was_stopped_goes_on_to_the_same_losses(base: Path, data: Path, tmp
         if now.phase == "train" and now.done == 5:
             raise KeyboardInterrupt
 
-    pace = Pace(every=3)
+    pace = Pace(2, every=3)
     undisturbed = learn(base, data, method, tmp_path / "undisturbed", pace=pace)
     with pytest.raises(KeyboardInterrupt):
         learn(base, data, method, tmp_path / "out", pace=pace, watch=stop)
@@ -156,12 +157,12 @@ from trimtab.host.adapt import Pace, adapt
 def kill(now):
     if now.phase == "train" and now.done == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-adapt({str(base)!r}, {str(data)!r}, "lora(rank=4)", {str(tmp_path / "out")!r}, pace=Pace(every=2), watch=kill, **{QUICK!r})
+adapt({str(base)!r}, {str(data)!r}, "lora(rank=4)", {str(tmp_path / "out")!r}, pace=Pace(4, 2), watch=kill, **{HOW!r})
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
-    resumed = learn(base, data, "lora(rank=4)", tmp_path / "out", pace=Pace(every=2))
-    undisturbed = learn(base, data, "lora(rank=4)", tmp_path / "undisturbed", pace=Pace(every=2))
+    resumed = learn(base, data, "lora(rank=4)", tmp_path / "out", pace=Pace(4, 2))
+    undisturbed = learn(base, data, "lora(rank=4)", tmp_path / "undisturbed", pace=Pace(4, 2))
     assert resumed.tuned.losses == pytest.approx(undisturbed.tuned.losses, rel=1e-6)
 
 
@@ -177,7 +178,7 @@ def test_another_training_is_not_taken_up(base: Path, data: Path, tmp_path: Path
 
 
 def test_patience_ends_it_and_the_best_is_kept(base: Path, data: Path, tmp_path: Path) -> None:
-    how = {"steps": 400, "learning_rate": 0.3, "pace": Pace(every=2, patience=2)}
+    how = {"steps": 400, "learning_rate": 0.3, "pace": Pace(4, 2, patience=2)}
     done = learn(base, data, "lora(rank=8)", tmp_path / "adapter", **how)
     assert done.tuned.stopped
     assert len(done.tuned.losses) < 400
@@ -187,7 +188,7 @@ def test_patience_ends_it_and_the_best_is_kept(base: Path, data: Path, tmp_path:
 
 
 def test_a_loss_that_is_not_finite_stops_it(base: Path, data: Path, tmp_path: Path) -> None:
-    how = {"steps": 40, "learning_rate": 1e30, "pace": Pace(every=1), "validation": 0.0}
+    how = {"steps": 40, "learning_rate": 1e30, "pace": Pace(4, 1), "validation": 0.0}
     with pytest.raises(TrimtabError, match=r"loss of step \d+ is not finite; .*out\.training keeps the state after step \d+"):
         learn(base, data, "lora(rank=4)", tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
@@ -229,7 +230,7 @@ def test_an_adapter_of_another_model_is_refused(base: Path, data: Path, tmp_path
         merge(shallow, done.folder, tmp_path / "no", any_base=True)
     narrow = tiny_folder(tmp_path / "narrow", num_hidden_layers=2, intermediate_size=96)
     with pytest.raises(
-        UsageError, match=r"does not fit model\.layers\.0\.mlp\.gate_proj, which is 96 x 64: it has lora_A\.weight"
+        UsageError, match=r"does not fit model\.layers\.0\.mlp\.down_proj, which is 64 x 96: it has lora_A\.weight"
     ):
         merge(narrow, done.folder, tmp_path / "no", any_base=True)
 
@@ -248,7 +249,7 @@ def test_damaged_adapters_are_refused(base: Path, data: Path, tmp_path: Path) ->
 
 def test_what_peft_can_say_and_we_cannot_is_refused(base: Path, tmp_path: Path) -> None:
     kind = peft.LoraConfig(r=4, target_modules=["q_proj"], rank_pattern={"layers.0.self_attn.q_proj": 2})
-    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), kind).save_pretrained(tmp_path / "theirs")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), kind).save_pretrained(str(tmp_path / "theirs"))
     with pytest.raises(ModelError, match="uses rank_pattern, which trimtab does not read"):
         tt.load(base, adapter=tmp_path / "theirs")
 

@@ -1,6 +1,6 @@
 """`trimtab adapt` and `trimtab merge`: a few parameters are trained beside a model, and folded into it where that is exact."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,16 +60,19 @@ def adapt(
     model, data, made = _understood(ctx, words or [], method)
     if out is None:
         raise UsageError(f"no output folder given; {EXAMPLE}")
-    lesson = {"steps": steps, "epochs": epochs, "batch": batch, "length": length, "learning_rate": learning_rate}
-    more = {"decay": decay, "validation": _share(validation), "seed": seed, "only": tuple(only or ()), "skip": tuple(skip or ())}
-    pace = {"at_once": at_once, "every": every, "patience": patience, "recompute": recompute}
-    place = {"dtype": dtype_of(dtype), "device": device_of(device), "overwrite": overwrite}
+    asked: dict[str, Any] = {
+        **{"steps": steps, "epochs": epochs, "batch": batch, "length": length, "learning_rate": learning_rate, "decay": decay},
+        **{"validation": _share(validation), "seed": seed, "only": tuple(only or ()), "skip": tuple(skip or ())},
+        **{"dtype": dtype_of(dtype), "device": device_of(device), "overwrite": overwrite},
+    }
     try:
         with working(quiet, verbose, progress, resumable=True) as watch:
-            from trimtab.host.adapt import Pace, as_trained
             from trimtab.host.adapt import adapt as run
+            from trimtab.host.adapt import as_trained
+            from trimtab.host.trainer import Pace
 
-            done = run(model, data, as_trained(made), out, pace=Pace(**pace), watch=watch, **lesson, **more, **place)
+            pace = Pace(at_once, every, patience, recompute)
+            done = run(model, data, as_trained(made), out, pace=pace, watch=watch, **asked)
     except KeyboardInterrupt as error:
         code = Exit.RESUMABLE if isinstance(error, Terminated) else Exit.INTERRUPTED
         raise Interrupted("stopped; the same command goes on from the last validation", code) from error

@@ -110,7 +110,8 @@ def _add(layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
     dtype = next(p.dtype for p in delta.parameters() if p.is_floating_point())
     bias = cast(Tensor | None, layer.bias)
     product = output if bias is None else output - bias
-    return output + delta(given[0].to(dtype), product.to(dtype), _matrix_of(layer, dtype)).to(output.dtype)
+    added: Tensor = delta(given[0].to(dtype), product.to(dtype), _matrix_of(layer, dtype))
+    return output + added.to(output.dtype)
 
 
 def _matrix_of(layer: nn.Module, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -118,7 +119,7 @@ def _matrix_of(layer: nn.Module, dtype: torch.dtype) -> Callable[[], Tensor]:
         if hasattr(layer, "weight_value"):
             return cast(Tensor, layer.matrix(dtype))  # type: ignore[operator]
         weight = cast(Tensor, layer.weight).detach().to(dtype)
-        return weight.T if is_conv1d(layer) else weight
+        return weight.mT if is_conv1d(layer) else weight
 
     return matrix
 

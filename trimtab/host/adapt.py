@@ -107,7 +107,7 @@ def adapt(
     course, anatomy = asked.course(len(train.rows)), Anatomy.of(opened)
     base = adapters.Base(_called(model), fingerprint(folder))
     place = target.with_name(f"{target.name}.training")
-    trained, deltas, hooks = _prepared(anatomy, method, Where(only, skip), Seeds(asked.seed))
+    trained, deltas, hooks = prepared(anatomy, method, Where(only, skip), Seeds(asked.seed))
     identity = {"model": base.fingerprint, "method": method.card.id, **method.knobs(), "layers": list(deltas)}
     done = tune(
         opened,
@@ -184,7 +184,7 @@ def _rows(asked: Lesson, tokenizer: Any, model: PreTrainedModel) -> tuple[Exampl
     return held_out(found, asked.validation, asked.seed)
 
 
-def _prepared(
+def prepared(
     anatomy: Anatomy, method: TrainedMethod, where: Where, seeds: Seeds
 ) -> tuple[dict[str, nn.Parameter], dict[str, Delta], list[Hook]]:
     """(the parameters that are trained, deltas by path, hooks)"""

@@ -31,4 +31,4 @@ def load(
     if adapter is not None:
         base = adapters.Base(str(model), fingerprint(folder))
         adapters.read(Anatomy.of(opened), adapter, base)
-    return opened.eval(), tokenizer
+    return opened, tokenizer

@@ -39,6 +39,7 @@ from trimtab.data.examples import IGNORED, Row, batch
 from trimtab.host.pretrain import CLIP, RECENT, Course
 from trimtab.host.tuned import Keeper, Tuned
 
+ANSWER = "is_quantized"  # the attribute by which the Trainer asks
 CHECKPOINTS = 10  # in a whole training
 Batch = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
@@ -95,7 +96,7 @@ def tune(
     if not walk.is_over:
         _walked(walk)
     keeper.restore_best(so_far)
-    model.eval()
+    model.train(False)
     return so_far
 
 
@@ -242,11 +243,11 @@ class _Loop(Trainer):
             callbacks=[_Around(walk)],
             compute_loss_func=walk.objective,
         )
-        self.walk = walk
+        self.walk, self.rest = walk, _Rest(walk)
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> Any:
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=1, collate_fn=lambda items: items[0]))
+        return self.accelerator.prepare(DataLoader(self.rest, batch_size=1, collate_fn=lambda items: items[0]))
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         loss = self.walk.objective(model, inputs, inputs["learned"])
@@ -294,7 +295,7 @@ def _walked(walk: _Walk) -> None:
             loop.train()
         finally:
             if walk.pace.recompute:
-                walk.model.gradient_checkpointing_disable()
+                walk.model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
 
 
 def _arguments(walk: _Walk, scratch: str) -> TrainingArguments:
@@ -323,12 +324,12 @@ def _arguments(walk: _Walk, scratch: str) -> TrainingArguments:
 @contextmanager
 def _unquantized(model: PreTrainedModel) -> Iterator[None]:
     """The Trainer refuses models with packed matrices and does not see what stands beside them; here they are frozen."""
-    before = getattr(model, "is_quantized", False)
-    model.is_quantized = False
+    before = getattr(model, ANSWER, False)
+    setattr(model, ANSWER, False)
     try:
         yield
     finally:
-        model.is_quantized = before
+        setattr(model, ANSWER, before)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What is trained must keep: a fresh adapter is the model, a merged one is the adapter, and nothing but the seed decides."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from trimtab.anatomy import Anatomy
@@ -26,7 +26,8 @@ def adds_nothing_at_first(method: type[AdapterMethod]) -> None:
     """Bit for bit, in every family and at half precision."""
     for family in FAMILIES:
         for dtype in (torch.float32, torch.bfloat16):
-            model = tiny(family).to(dtype)
+            model = tiny(family)
+            nn.Module.to(model, dtype)
             ids = tokens(model)
             with torch.no_grad():
                 before = model(ids).logits
@@ -46,11 +47,11 @@ def goes_beside_every_format(method: type[AdapterMethod]) -> None:
         merged = delta.merged(weight)
         if merged is not None:
             wanted = product + delta(problem.x, product, weight.dense)
-            error = (problem.x @ merged.dense().T - wanted).norm() / wanted.norm()
+            off = (problem.x @ merged.dense().T - wanted).norm() / wanted.norm()
             halved = isinstance(merged, Dense) and merged.weight.dtype.itemsize == 2
             expect(
-                float(error) < (1e-2 if halved else 1e-5),
-                f"merged into {type(weight).__name__} it is another function, by {float(error):.2g}",
+                float(off) < (1e-2 if halved else 1e-5),
+                f"merged into {type(weight).__name__} it is another function, by {float(off):.2g}",
             )
 
 
@@ -71,8 +72,8 @@ def merges_into_plain_matrices_exactly(method: type[AdapterMethod]) -> None:
             continue
         expect(not adapting.deltas(model), "merging leaves adapters behind")
         with torch.no_grad():
-            error = (model(ids).logits - beside).abs().max()
-        expect(float(error) < CLOSE, f"merged and unmerged logits of {family} differ by {float(error):.2g} in float64")
+            off = (model(ids).logits - beside).abs().max()
+        expect(float(off) < CLOSE, f"merged and unmerged logits of {family} differ by {float(off):.2g} in float64")
 
 
 def depends_on_the_seed_and_the_place_alone(method: type[AdapterMethod]) -> None:
@@ -124,7 +125,7 @@ def learns(method: type[AdapterMethod]) -> None:
     for _ in range(10):
         optimizer.zero_grad()
         loss = (delta(problem.x, product, lambda: problem.weight) - wanted).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(float(loss))
     expect(losses[-1] < losses[0], f"ten steps bring the loss from {losses[0]:.4g} to {losses[-1]:.4g}")

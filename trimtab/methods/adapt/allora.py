@@ -6,7 +6,7 @@ only, not also on what flows through B to A; and by default on the step that the
 constant factor of the gradient out again ("gradient" is the published place).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,7 +66,7 @@ class Allora(AdapterMethod):
 class Rates(Hook):
     """Multiplies the gradients of `lefts` [out, rank], or the steps that they take, row by row."""
 
-    def __init__(self, lefts: list[Tensor], eta: float, of_gradients: bool):
+    def __init__(self, lefts: Sequence[Tensor], eta: float, of_gradients: bool):
         self.lefts, self.eta, self.of_gradients = lefts, eta, of_gradients
         self.before: list[Tensor] = []
 
@@ -88,4 +88,5 @@ class Rates(Hook):
 
 def rates(left: Tensor, eta: float) -> Tensor:
     """[out, 1]: how many times as fast each row moves."""
-    return (left.norm(dim=1, keepdim=True) + eta**-2).rsqrt()
+    norms: Tensor = torch.linalg.vector_norm(left, dim=1, keepdim=True)
+    return torch.rsqrt(norms + eta**-2)

@@ -94,4 +94,5 @@ def _lengths(rows: Tensor) -> Tensor:
 
 def _norms(rows: Tensor) -> Tensor:
     """[out]. Of contiguous rows: those of a transposed matrix are summed in another order, and a fresh delta adds zero."""
-    return rows.contiguous().norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows.contiguous(), dim=1)
+    return norms
