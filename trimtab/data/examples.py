@@ -76,7 +76,7 @@ def examples(source: str | Path, tokenizer: ChatTokenizer, length: int) -> Examp
     if not kept:
         raise DataError(f"{source} leaves nothing to learn in rows of {length} tokens; use a greater --length")
     truncated = sum(len(row.ids) < len(whole.ids) for row, whole in zip(cut, made, strict=True))
-    return Examples(tuple(kept), truncated, len(cut) - sum(row.learned.any() for row in cut))
+    return Examples(tuple(kept), truncated, sum(not row.learned.any() for row in cut))
 
 
 def held_out(found: Examples, share: float, seed: int) -> tuple[Examples, Examples]:

@@ -24,25 +24,26 @@ class LowRankDelta(Delta):
     from_start: left and right are not a change yet; their product belongs to the frozen matrix. Otherwise left must be zero.
     """
 
+    first_left: nn.Parameter | None
+    first_right: nn.Parameter | None
+
     def __init__(self, left: Tensor, right: Tensor, scale: float = 1.0, from_start: bool = False):
         super().__init__()
         self.scale = scale
         self.left, self.right = nn.Parameter(left.float()), nn.Parameter(right.float())
-        first = (self.left, self.right) if from_start else (None, None)
-        for name, value in zip(("first_left", "first_right"), first, strict=True):
-            frozen = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
-            self.register_parameter(name, frozen)
+        self.first_left = _frozen(self.left) if from_start else None
+        self.first_right = _frozen(self.right) if from_start else None
 
     def forward(self, x: Tensor, product: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         change = F.linear(F.linear(x, self.right), self.left)
-        if self.first_left is not None:
+        if self.first_left is not None and self.first_right is not None:
             change = change - F.linear(F.linear(x, self.first_right), self.first_left)
         return self.scale * change
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """left [out, rank], right [rank, in] of the change without `scale`; of twice the rank with `from_start`."""
         left, right = self.left.detach(), self.right.detach()
-        if self.first_left is None:
+        if self.first_left is None or self.first_right is None:
             return left, right
         return torch.cat([left, -self.first_left], 1), torch.cat([right, self.first_right], 0)
 
@@ -83,6 +84,10 @@ class BottleneckDelta(Delta):
         return None
 
 
+def _frozen(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), requires_grad=False)
+
+
 def added(weight: LinearWeight, change: Tensor, factors: tuple[Tensor, Tensor] | None = None) -> LinearWeight:
     """weight + change [out, in]: a plain matrix of the same dtype stays one, any other format becomes a sum with the factors."""
     if isinstance(weight, Dense):
@@ -94,7 +99,8 @@ def added(weight: LinearWeight, change: Tensor, factors: tuple[Tensor, Tensor] |
 
 def fresh_right(rank: int, inputs: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """[rank, in] uniform within 1 / sqrt(in) of zero: LoRA's start (He et al. 2015 with slope sqrt(5))."""
-    return ((2 * torch.rand(rank, inputs, generator=generator) - 1) * inputs**-0.5).to(device)
+    within: Tensor = (2 * torch.rand(rank, inputs, generator=generator) - 1) * inputs**-0.5
+    return within.to(device)
 
 
 def lora_fields(rank: int, alpha: float, **more: Any) -> dict[str, Any]:

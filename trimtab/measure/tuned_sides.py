@@ -46,13 +46,11 @@ def is_tuned(recipe: Recipe | None) -> bool:
     return kinds[-1]
 
 
-def measure_tuned_side(
-    folder: str, recipe: Recipe, setting: Setting, watch: Watcher = unwatched, course: Course = COURSE
-) -> Side:
+def measure_tuned_side(folder: str, recipe: Recipe, setting: Setting, watch: Watcher = unwatched) -> Side:
     """As `measure_side`: the losses of the setting's windows after the training with the best rate."""
     begun, results = perf_counter(), list[tuple[float, Tensor, float]]()
     for rate in RATES:
-        results.append(_tuned(folder, recipe, setting, replace(course, learning_rate=rate, seed=recipe.seed), watch))
+        results.append(_tuned(folder, recipe, setting, replace(COURSE, learning_rate=rate, seed=recipe.seed), watch))
         gc.collect()  # modules refer to each other in circles
     _, losses, bits = min(results, key=lambda result: result[0])
     return Side(losses, bits, True, perf_counter() - begun)

@@ -70,7 +70,8 @@ class DirectionDelta(Delta):
         with torch.no_grad():
             left, right = self.change.factors()
             lengths = _lengths(weight() + self.change.scale * (left @ right))
-        return self.magnitude / lengths * (product + self.change(x, product, weight)) - product
+        moved: Tensor = product + self.change(x, product, weight)
+        return self.magnitude / lengths * moved - product
 
     def merged(self, weight: LinearWeight) -> LinearWeight | None:
         if not isinstance(weight, Dense):
