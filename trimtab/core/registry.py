@@ -11,11 +11,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from trimtab.core.errors import TrimtabError, UsageError, did_you_mean
-from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, Method, ModelMethod, ProbeMethod, ScaleMethod
+from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMethod, Method, ModelMethod, ProbeMethod, ScaleMethod
 from trimtab.core.trained import AdapterMethod, ScheduleMethod
 
 GROUP = "trimtab.methods"
 KINDS: dict[type[Method], str] = {
+    BlockMethod: "block",  # before what it is a special case of
     LinearMethod: "linear",
     ChannelMethod: "channel",
     ModelMethod: "model",
@@ -67,7 +68,7 @@ def get(id: str) -> type[Method]:
 
 
 def kind(method: type[Method]) -> str:
-    """linear, channel, model, scale, allocator, probe, adapter or schedule."""
+    """block, linear, channel, model, scale, allocator, probe, adapter or schedule."""
     for base, name in KINDS.items():
         if issubclass(method, base):
             return name

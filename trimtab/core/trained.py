@@ -7,7 +7,7 @@ weight and a place and gives modules; it never sees the model, the data or the l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,8 +92,8 @@ class AdapterMethod(TrainedMethod):
         """What has to happen around the steps. deltas: by path of the layer."""
         return None
 
-    def portable(self, deltas: Mapping[str, Delta]) -> dict[str, Any] | None:
-        """The fields of peft's adapter_config.json that describe these deltas, or None where peft has no such adapter."""
+    def portable(self) -> dict[str, Any] | None:
+        """The fields of peft's adapter_config.json that describe the deltas, or None where peft has no such adapter."""
         return None
 
 
@@ -109,12 +109,11 @@ class ScheduleMethod(TrainedMethod):
         """Says at every step which of them want a gradient, and forgets what the optimizer knows of the others."""
 
 
-def check_rank(method: str, rank: int, sites: Sequence[Site]) -> None:
-    """Raises `UsageError` naming the first matrix whose rank cannot be as high."""
-    for site in sites:
-        if rank > min(site.shape):
-            out, inputs = site.shape
-            raise UsageError(
-                f"{method}: rank {rank} is more than {site.name} has, which is {out} x {inputs}; "
-                f"use at most {min(site.shape)}, or leave it out with --skip"
-            )
+def check_rank(method: str, rank: int, site: Site) -> None:
+    """Raises `UsageError` naming the matrix if its rank cannot be as high."""
+    if rank > min(site.shape):
+        out, inputs = site.shape
+        raise UsageError(
+            f"{method}: rank {rank} is more than {site.name} has, which is {out} x {inputs}; "
+            f"use at most {min(site.shape)}, or leave it out with --skip"
+        )

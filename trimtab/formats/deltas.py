@@ -30,7 +30,7 @@ class LowRankDelta(Delta):
     def __init__(self, left: Tensor, right: Tensor, scale: float = 1.0, from_start: bool = False):
         super().__init__()
         self.scale = scale
-        self.left, self.right = nn.Parameter(left.float()), nn.Parameter(right.float())
+        self.left, self.right = _trained(left), _trained(right)
         self.first_left = _frozen(self.left) if from_start else None
         self.first_right = _frozen(self.right) if from_start else None
 
@@ -74,7 +74,7 @@ class BottleneckDelta(Delta):
     def __init__(self, down: Tensor, up: Tensor, scale: float, of: str):
         super().__init__()
         self.scale, self.of = scale, of
-        self.down, self.up = nn.Parameter(down.float()), nn.Parameter(up.float())
+        self.down, self.up = _trained(down), _trained(up)
 
     def forward(self, x: Tensor, product: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         given = product if self.of == "series" else x
@@ -82,6 +82,10 @@ class BottleneckDelta(Delta):
 
     def merged(self, weight: LinearWeight) -> LinearWeight | None:
         return None
+
+
+def _trained(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().to(torch.float32, copy=True))
 
 
 def _frozen(parameter: nn.Parameter) -> nn.Parameter:

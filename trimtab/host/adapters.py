@@ -57,7 +57,7 @@ def write(
 
     Raises `UsageError` where the folder cannot be written, `ModelError` where a tensor is not finite.
     """
-    fields = method.portable(deltas)
+    fields = method.portable()
     tensors = _tensors(deltas, portable=fields is not None)
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():

@@ -22,6 +22,7 @@ from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
 from trimtab.data.windows import calibration_windows
 from trimtab.engine.depot import Depot
+from trimtab.engine.memory import parted_heap
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
 from trimtab.engine.references import named
@@ -147,7 +148,7 @@ def _check_offload(asked: _Asked, out: str | Path | None) -> None:
 
 @contextmanager
 def _place(offload: str | Path | None) -> Iterator[Path | None]:
-    """A folder of this run's own, gone at the end."""
+    """A folder of this run's own, gone at the end. Inside, large tensors leave no holes among the addresses of the process."""
     if offload is None:
         yield None
         return
@@ -157,6 +158,7 @@ def _place(offload: str | Path | None) -> Iterator[Path | None]:
             place = stack.enter_context(TemporaryDirectory(prefix="trimtab-", dir=offload))
         except OSError as error:
             raise UsageError(f"cannot write to {offload}: {error.strerror}") from error
+        stack.enter_context(parted_heap())
         yield Path(place)
 
 

@@ -36,6 +36,7 @@ from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import Hook
 from trimtab.data.examples import IGNORED, Row, batch
+from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.host.pretrain import CLIP, RECENT, Course
 from trimtab.host.tuned import Keeper, Tuned
 
@@ -89,7 +90,10 @@ def tune(
     """
     _check(rows, course, pace)
     optimizer = AdamW(trained.values(), lr=course.learning_rate, weight_decay=course.decay)
-    whose = {**(identity or {}), "batch": course.batch, "seed": course.seed, "rows": _digest(rows)}
+    whose = {
+        **(identity or {}),
+        **{"batch": course.batch, "seed": course.seed, "rows": _digest(rows), "validation rows": _digest(validation)},
+    }
     keeper = Keeper(place, trained, optimizer, whose)
     so_far = keeper.resumed()
     walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, keeper, so_far, watch)
@@ -287,7 +291,7 @@ def _walked(walk: _Walk) -> None:
     walk.begin, begun = len(walk.so_far.losses), perf_counter() - walk.so_far.seconds
     course = walk.course
     schedule = LambdaLR(walk.optimizer, lambda step: course.rate(walk.begin + step) / course.learning_rate)
-    with own_randomness(), _unquantized(walk.model), TemporaryDirectory() as scratch:
+    with own_randomness(), _unquantized(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
         loop = _Loop(walk, _arguments(walk, scratch), schedule)
         walk.keeper.writes = is_first()
         walk.keeper.clock = lambda: perf_counter() - begun

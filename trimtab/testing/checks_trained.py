@@ -104,7 +104,7 @@ def is_told_to_peft_and_back(method: type[AdapterMethod]) -> None:
     problem = layer(32, 128)
     weight = Dense(problem.weight)
     delta = _delta(method, weight, problem.site)
-    fields = _made(method).portable({"layer": delta})
+    fields = _made(method).portable()
     expect((fields is None) == (not delta.portable()), "it is portable in its fields but not in its tensors, or the reverse")
     if fields is None:
         return

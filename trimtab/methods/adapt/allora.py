@@ -48,7 +48,7 @@ class Allora(AdapterMethod):
     acts_on: str = choice("what the rates multiply", "step", ("step", "gradient"))
 
     def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, [site])
+        check_rank(self.card.id, self.rank, site)
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
         out, inputs = site.shape
@@ -59,7 +59,7 @@ class Allora(AdapterMethod):
         lefts = [delta.left for delta in deltas.values() if isinstance(delta, LowRankDelta)]
         return Rates(lefts, self.eta, self.acts_on == "gradient")
 
-    def portable(self, deltas: Mapping[str, Delta]) -> dict[str, Any]:
+    def portable(self) -> dict[str, Any]:
         return lora_fields(self.rank, float(self.rank))
 
 

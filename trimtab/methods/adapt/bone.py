@@ -56,7 +56,7 @@ class Bone(AdapterMethod):
         device = next(iter(weight.tensors().values())).device
         return BlocksDelta(torch.zeros(site.shape[0] // self.rank, self.rank, self.rank, device=device))
 
-    def portable(self, deltas: Mapping[str, Delta]) -> dict[str, Any]:
+    def portable(self) -> dict[str, Any]:
         return {"peft_type": "MISS", "r": self.rank, "init_weights": "bat", "miss_dropout": 0.0, "bias": "none"}
 
 

@@ -47,7 +47,7 @@ class Dora(AdapterMethod):
     alpha: float = number("the product is multiplied by alpha / rank", 32.0, low=0.001)
 
     def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, [site])
+        check_rank(self.card.id, self.rank, site)
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> "DirectionDelta":
         dense, (out, inputs) = weight.dense(), site.shape
@@ -55,7 +55,7 @@ class Dora(AdapterMethod):
         change = LowRankDelta(torch.zeros(out, self.rank, device=dense.device), right, self.alpha / self.rank)
         return DirectionDelta(change, _norms(dense))
 
-    def portable(self, deltas: Mapping[str, Delta]) -> dict[str, Any]:
+    def portable(self) -> dict[str, Any]:
         return lora_fields(self.rank, self.alpha, use_dora=True)
 
 

@@ -4,7 +4,6 @@ y = W x + (alpha / rank) B A x, with A uniform within 1 / sqrt(in) of zero and B
 Hu et al., ICLR 2022. Without dropout.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from trimtab.core.card import Card
 from trimtab.core.kinds import LinearWeight, Seen
 from trimtab.core.knobs import count, number
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, Delta, check_rank
+from trimtab.core.trained import AdapterMethod, check_rank
 from trimtab.formats.deltas import LowRankDelta, fresh_right, lora_fields
 
 
@@ -33,7 +32,7 @@ class Lora(AdapterMethod):
     alpha: float = number("the product is multiplied by alpha / rank", 32.0, low=0.001)
 
     def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, [site])
+        check_rank(self.card.id, self.rank, site)
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
         out, inputs = site.shape
@@ -41,5 +40,5 @@ class Lora(AdapterMethod):
         right = fresh_right(self.rank, inputs, seen.generator, device)
         return LowRankDelta(torch.zeros(out, self.rank, device=device), right, self.alpha / self.rank)
 
-    def portable(self, deltas: Mapping[str, Delta]) -> dict[str, Any]:
+    def portable(self) -> dict[str, Any]:
         return lora_fields(self.rank, self.alpha)

@@ -6,7 +6,6 @@ same function. So the base may be in any format and is never written again, and 
 rank that fits the original model. The frozen rest is not quantized. The decomposition is exact, of W in float64.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
 from trimtab.core.knobs import count
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, Delta, check_rank
+from trimtab.core.trained import AdapterMethod, check_rank
 from trimtab.formats.deltas import LowRankDelta, lora_fields
 from trimtab.tensors.lowrank import truncated
 
@@ -44,11 +43,11 @@ class Pissa(AdapterMethod):
     rank: int = count("how many singular directions are trained", 16)
 
     def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, [site])
+        check_rank(self.card.id, self.rank, site)
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
         factors = truncated(weight.dense(), self.rank)
         return LowRankDelta(factors.left, factors.right, from_start=True)
 
-    def portable(self, deltas: Mapping[str, Delta]) -> dict[str, Any]:
+    def portable(self) -> dict[str, Any]:
         return lora_fields(2 * self.rank, 2.0 * self.rank)
