@@ -196,7 +196,7 @@ def _example(method: type[Method]) -> Iterator[str]:
         yield from ("On the command line, every knob at its default:", "", "```bash")
         values = " ".join(_spelled(name, value) for name, value in method().knobs().items())
         call = f"trimtab adapt asset:smollm2-135m asset:gsm8k -o adapted --method {method.card.id} {values}"
-        yield from (f"{call} --length 32 --steps 2", "```")
+        yield from (f"{call} --length 32 --steps 2 --at-once 8", "```")
         return
     yield from ("In a recipe, every knob at its default:", "", "```yaml")
     yield from (yaml.safe_dump({"steps": _steps(method)}, sort_keys=False).rstrip(), "```")

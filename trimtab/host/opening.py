@@ -29,7 +29,7 @@ def load(
     blocks (bitstack) as many are opened as fit; dtype is then as stored if not given. Matrices that are unpacked for speed are
     not counted (`TRIMTAB_DENSE_CACHE=0` keeps none).
 
-    adapter: a folder that `trimtab.adapt` or peft wrote; what it says is added to the layers of the model, which stay as they are.
+    adapter: a folder that `trimtab.adapt` or peft wrote; what it says is added to the layers of the model, which stay.
 
     Raises `ModelError` for anything missing, damaged or unknown; `UsageError` where so little memory is not enough.
     """
