@@ -8,6 +8,7 @@ import typer
 
 from trimtab.cli import show
 from trimtab.cli.compress import folder_size
+from trimtab.cli.manners import MEASURED, stoppable
 from trimtab.cli.options import Device, Dtype, Json, Memory, Quiet, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
@@ -15,6 +16,7 @@ from trimtab.core.errors import UsageError
 if TYPE_CHECKING:
     from trimtab.core.progress import Watcher
     from trimtab.core.report import Measurement
+    from trimtab.measure.pieces import Pieces
 
 Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help="Folders or hub names.", show_default=False)]
 TASKS = "Comma-separated: arc_easy,sciq; mine.jsonl; lm-eval:mmlu; 'all' of the pack; 'kick'; 'list'."
@@ -53,15 +55,19 @@ def measure(
     setting = {"source": text, "windows": windows, "length": length, "stride": stride, "seed": seed, "speed": speed}
     found: dict[str, list[Measurement]] = {}
     written: dict[str, list[dict[str, str]]] = {}
-    with working(quiet, verbose) as watch:
+    pieces: list[Pieces] = []
+    with stoppable(lambda: MEASURED), working(quiet, verbose, resumable=True) as watch:
         place = {"device": device_of(device), "dtype": dtype_of(dtype), "memory": memory}
         setting |= {"tasks": _named(tasks), "limit": limit or None}
         for number, model in enumerate(dict.fromkeys(models)):
             opened = _opened(model, place, watch, (number, len(models)))
-            found[model] = _measured(model, opened, setting, watch)
+            pieces.append(_pieces(model, place))
+            found[model] = _measured(model, opened, setting | {"keep": pieces[-1]}, watch)
             if samples:
                 written[model] = _samples(opened)
             del opened  # before the next one is opened
+    for own in pieces:
+        own.forget()
     _show(found, written, json)
 
 
@@ -93,6 +99,15 @@ def _opened(model: str, place: Mapping[str, Any], watch: "Watcher", number: Sequ
 
     watch(Progress("measure", number[0], number[1], model))
     return open_with_tokenizer(model, place)
+
+
+def _pieces(model: str, place: Mapping[str, Any]) -> "Pieces":
+    """What is kept of a model's measurement until all of them are told."""
+    from trimtab.host.checkpoint import local_folder
+    from trimtab.host.model_assets import resolve_model
+    from trimtab.measure.pieces import Pieces, depends_on
+
+    return Pieces(depends_on(local_folder(resolve_model(model)), **place))
 
 
 def _measured(model: str, opened: tuple[Any, Any], setting: Mapping[str, Any], watch: "Watcher") -> "list[Measurement]":

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.core.errors import UsageError, did_you_mean
+from trimtab.core.errors import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -47,5 +47,5 @@ def device_of(name: str | None) -> Any:
         torch.empty(1, device=name)
     # Which exception a missing device raises depends on the device.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {name!r} cannot be used here: {first_line(error)}") from error
     return torch.device(name)

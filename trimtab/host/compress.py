@@ -31,7 +31,7 @@ from trimtab.engine.run import run
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, local_folder, save
 from trimtab.host.identity import identity
-from trimtab.host.keeping import EVERY, Keeping, state_of
+from trimtab.host.keeping import EVERY, Keeping, holding
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.offload import check_steps, open_model, save_model
 from trimtab.host.peak import peak_memory
@@ -39,7 +39,7 @@ from trimtab.host.preflight import Preflight, check_opening, preflight
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_apart, check_target, ensure_space, recover
 from trimtab.host.source import history
-from trimtab.host.store import Store, held
+from trimtab.host.store import Store
 
 Asked = str | Path | Recipe | Method | Step | Sequence[Method | Step]
 
@@ -93,7 +93,7 @@ def compress(
         return _carried_out(asked, None, None)[0]
     if isinstance(model, str | Path):
         check_apart(model, out)
-    with _state(out) as folder:
+    with holding(out) as folder:
         keeping = Keeping(Store(folder), fresh, checkpoint_every) if resume and isinstance(model, str | Path) else None
         if keeping is not None and keeping.is_finished(Path(out)):
             recover(out)
@@ -125,17 +125,6 @@ class _Asked:
         if isinstance(self.model, str | Path):
             return str(self.model)
         return self.model.config.name_or_path or type(self.model).__name__
-
-
-@contextmanager
-def _state(out: str | Path) -> Iterator[Path]:
-    """The folder of the state beside `out`, held. Raises `UsageError` where another process holds it or nothing can be made."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(held(folder := state_of(out)))
-        except OSError as error:
-            raise UsageError(f"cannot write beside {out}: {error.strerror}") from error
-        yield folder
 
 
 def _check_offload(asked: _Asked, out: str | Path | None) -> None:
