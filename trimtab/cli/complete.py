@@ -11,7 +11,7 @@ import trimtab
 
 GROUP = "trimtab.methods"
 ENGINES = ("auto", "native", "torch")
-TARGETS = ("awq", "compressed-tensors", "gguf", "gptq", "onnx", "peft", "plain")
+TARGETS = ("awq", "compressed-tensors", "gguf", "gptq", "onnx", "padded", "peft", "plain")
 
 
 def method_ids() -> list[str]:

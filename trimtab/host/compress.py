@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import Method, Original, Storage
+from trimtab.core.kinds import ChannelMethod, Method, Original, Storage
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
@@ -31,6 +31,7 @@ from trimtab.engine.run import run
 from trimtab.engine.unpacking import unpack
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, local_folder, save
+from trimtab.host.export.stock import equally_wide
 from trimtab.host.identity import identity
 from trimtab.host.keeping import EVERY, Keeping, holding
 from trimtab.host.model_assets import resolve_model
@@ -180,11 +181,12 @@ def _carried_out(
             model = load(keeping.folder, asked.device, "auto")[0]
     others = {name: load(folder, asked.device)[0] for name, folder in bases.items()}
     bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot)
+    notes += [*bench.notes, *(equally_wide(model) if _uniform(asked.recipe) else [])]
     report = Report(
         asked.name,
         asked.recipe.to_dict(),
         bench.receipts,
-        notes=[*notes, *bench.notes, *([keeping.stopped] if keeping and keeping.stopped else [])],
+        notes=[*notes, *([keeping.stopped] if keeping and keeping.stopped else [])],
         profile=dict(bench.profile.seconds),
         peak_memory=peak_memory(),
         seeded=bench.drew or needs_calibration(asked.recipe),
@@ -192,6 +194,10 @@ def _carried_out(
         made=provenance(),
     )
     return Compressed(model, tokenizer, report, expected), depot
+
+
+def _uniform(recipe: Recipe) -> bool:
+    return any(isinstance(step.method, ChannelMethod) and step.method.uniform for step in recipe.steps)
 
 
 def _identity(asked: _Asked, batches: Sequence[Tensor], bases: Mapping[str, str]) -> dict[str, Any]:

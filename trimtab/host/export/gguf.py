@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.core.errors import ModelError, TrimtabError
+from trimtab.core.errors import ModelError, TrimtabError, UsageError
 from trimtab.formats import Dense, Grouped
+from trimtab.host.export import reopen
 from trimtab.host.export.contents import Contents, Entry, Value, change, dense, keeps, spelled
 from trimtab.host.export.gguf_blocks import BLOCK, PLAIN, Kind, Steps, block, decoded, encoded, grid_of, stored_bytes
 from trimtab.host.export.gguf_families import Family, add_sizes, context, family, row_order
+from trimtab.host.export.gguf_layers import by_layer
 from trimtab.host.export.gguf_vocabulary import add_vocabulary, check_vocabulary
 
 FILE = "model.gguf"
@@ -64,16 +66,21 @@ def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
 
 def remarks(contents: Contents, entries: list[Entry]) -> list[str]:
     """Where the file says less than the model."""
+    said = []
+    if by_layer(contents.config):
+        said.append("layers differ in width: written for llama.cpp's graph deci, which is not read by transformers")
     window = context(contents.config)
     if window < contents.config.max_position_embeddings:
-        return [f"the graph has no sliding window: the context is {window} tokens, up to which it says the same"]
-    return []
+        said.append(f"the graph has no sliding window: the context is {window} tokens, up to which it says the same")
+    return said
 
 
 def reading(contents: Contents) -> dict[str, Any]:
     """What a reader needs to know that cannot take it from the file: nothing where transformers reads the family from GGUF."""
     known = family(contents.config)
-    if known.stock:
+    if by_layer(contents.config) and reopen.llama_python() is None:
+        raise UsageError("layers of different widths open in llama.cpp only; install llama-cpp-python, or export to padded")
+    if known.stock or by_layer(contents.config):
         return {}
     names = _names(contents, known)
     orders = {name: row_order(name, len(dense(value)), contents.config, known) for name, value in contents.values.items()}
