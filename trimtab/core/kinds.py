@@ -110,6 +110,36 @@ class Storage:
     largest: int
 
 
+Candidate = tuple[Any, ...]
+
+
+class Trials(Protocol):
+    """Not a statistic but may be needed like one, by `Searches`: what the model says with a candidate in it.
+
+    A candidate has an entry for every place: for an allocator the sites, in order, and each entry is one of `strengths`; for
+    a model method the blocks, and True leaves the block out. None is a place as it is.
+    """
+
+    @property
+    def windows(self) -> int: ...  # of held-out text, numbered from 0
+
+    def losses(self, candidates: Sequence[Candidate], windows: Sequence[int] | None = None) -> list[float]:
+        """Mean KL(model as it is || with the candidate) over the tokens of some windows (None: all), nats per token.
+
+        Infinite for one that could not be judged.
+        """
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A second capability of allocators and model methods that need `Trials`, with a knob `held_out` (how many tokens)."""
+
+    @property
+    def strengths(self) -> Sequence[Any]: ...  # what candidates may hold; every site is compressed once with each
+
+    def trials(self, places: Sequence[Any], windows: int) -> tuple[int, int]: ...  # candidates judged, windows read; at most
+
+
 class Seen:
     """What a method asked for in `needs`, by type. Asking for anything else is an error that names the declaration.
 
