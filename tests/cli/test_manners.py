@@ -1,5 +1,6 @@
 """Exit codes, one-line errors, what goes to which stream."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -41,7 +42,7 @@ def test_bare_command_shows_the_help(trimtab):
 
 
 def raising(error: BaseException):
-    def fail() -> None:
+    def fail(*_) -> None:
         raise error
 
     return fail
@@ -64,9 +65,8 @@ def test_every_end_is_one_line(trimtab, monkeypatch, error, code, line):
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 75)])
 @pytest.mark.parametrize("words", [("measure", "m"), ("compare", "m", "n"), ("export", "m", "--to", "plain", "-o", "nowhere")])
 def test_who_stops_work_hears_that_the_same_command_goes_on(trimtab, monkeypatch, error, code, words):
-    monkeypatch.setattr("trimtab.host.model_assets.resolve_model", raising(error))
-    monkeypatch.setattr("trimtab.measure.compare.contenders", raising(error))
-    monkeypatch.setattr("trimtab.host.export.job.resolve_model", raising(error))
+    for place in ("trimtab.host.model_assets", "trimtab.host.export.job", "trimtab.measure.contender"):
+        monkeypatch.setattr(importlib.import_module(place), "resolve_model", raising(error))
     done = trimtab(*words)
     left = "interrupted; nothing was left half-written" if words[0] == "export" else MEASURED
     assert (done.exit_code, done.stdout, done.stderr.splitlines()[-1]) == (code, "", f"trimtab: {left}")

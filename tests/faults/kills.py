@@ -26,6 +26,8 @@ from trimtab.testing.folders import tiny_folder
 
 KILLED = -9
 SAME, OTHER, HALF, LOST = "same", "other", "half", "not finished"
+CLUTTER = "same, but what was kept is not all removed"  # killed meanwhile; whoever writes there next does it
+MORE = "same, but something else is left"
 UNTOLD = ("README.md", "receipt.json", manifest.NAME)  # they say how long it took
 
 
@@ -121,8 +123,10 @@ class Trial:
                 return HALF
             if not self._is_done(here) and self._run(asked) != 0:
                 return LOST
+            if self.job.found(here) != self.wanted:
+                return OTHER
             left = [path.name for path in here.iterdir() if path.name != "out"]
-            return SAME if self.job.found(here) == self.wanted and not left else OTHER
+            return SAME if not left else CLUTTER if left == [state_of(here / "out").name] else MORE
 
     def _is_done(self, here: Path) -> bool:
         """Killed when there was nothing left to do."""
