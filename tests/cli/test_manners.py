@@ -65,7 +65,7 @@ def test_every_end_is_one_line(trimtab, monkeypatch, error, code, line):
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 75)])
 @pytest.mark.parametrize("words", [("measure", "m"), ("compare", "m", "n"), ("export", "m", "--to", "plain", "-o", "nowhere")])
 def test_who_stops_work_hears_that_the_same_command_goes_on(trimtab, monkeypatch, error, code, words):
-    for place in ("trimtab.host.model_assets", "trimtab.host.export.job", "trimtab.measure.contender"):
+    for place in ("trimtab.host.opening", "trimtab.host.export.job", "trimtab.measure.contender"):
         monkeypatch.setattr(importlib.import_module(place), "resolve_model", raising(error))
     done = trimtab(*words)
     left = "interrupted; nothing was left half-written" if words[0] == "export" else MEASURED

@@ -9,7 +9,7 @@ import typer
 from trimtab.cli import show
 from trimtab.cli.compress import folder_size
 from trimtab.cli.manners import MEASURED, stoppable
-from trimtab.cli.options import Device, Dtype, Json, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli.options import Device, Dtype, Json, Memory, Quiet, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
 
@@ -41,6 +41,7 @@ def measure(
     samples: Annotated[bool, typer.Option("--samples", help="Also what the models write after a few fixed prompts.")] = False,
     dtype: Dtype = None,
     device: Device = None,
+    memory: Memory = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -56,7 +57,7 @@ def measure(
     written: dict[str, list[dict[str, str]]] = {}
     pieces: list[Pieces] = []
     with stoppable(lambda: MEASURED), working(quiet, verbose, resumable=True) as watch:
-        place = {"device": device_of(device), "dtype": dtype_of(dtype)}
+        place = {"device": device_of(device), "dtype": dtype_of(dtype), "memory": memory}
         setting |= {"tasks": _named(tasks), "limit": limit or None}
         for number, model in enumerate(dict.fromkeys(models)):
             opened = _opened(model, place, watch, (number, len(models)))
@@ -144,10 +145,9 @@ def _column(model: str, column: "list[Measurement]", said: list[dict[str, str]] 
 
 def open_with_tokenizer(model: str, place: Mapping[str, Any]) -> tuple[Any, Any]:
     """Raises `UsageError` where there is no tokenizer."""
-    from trimtab.host.checkpoint import load
-    from trimtab.host.model_assets import resolve_model
+    from trimtab.host.opening import load
 
-    opened, tokenizer = load(resolve_model(model), **place)
+    opened, tokenizer = load(model, **place)
     if tokenizer is None:
         raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
     return opened, tokenizer

@@ -62,12 +62,12 @@ class Pieces:
             warnings.warn(f"nothing is kept to go on from, should this be stopped: {error.strerror or error}", stacklevel=2)
 
 
-def depends_on(folder: str | Path, dtype: Any = None, device: Any = None) -> dict[str, Any]:
-    """A key: the model in a folder, how it is opened (None: as it is stored, on the CPU), and what measures it."""
+def depends_on(folder: str | Path, dtype: Any = None, device: Any = None, memory: int | str | None = None) -> dict[str, Any]:
+    """A key: the model in a folder, how it is opened (None: as it is stored, on the CPU, whole), and what measures it."""
     return {
         "format": FORMAT,
         "model": fingerprint(folder),
-        "opened": [str(dtype or "auto"), str(device or "cpu")],
+        "opened": [str(dtype or "auto"), str(device or "cpu"), *([str(memory)] if memory is not None else [])],
         **here(),
     }
 
