@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, ScaleMethod, Seen
+from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, ScaleMethod, Searches, Seen
 from trimtab.core.places import Fold, Role, Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.seeds import Seeds
+from trimtab.engine.judge import KEPT
 from trimtab.engine.memory import kept_heap
 from trimtab.engine.observing import is_statistic
 from trimtab.engine.packed_linear import nothing_kept_unpacked
@@ -76,7 +77,17 @@ def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Ex
         streams = (2 if pairs else 1) * tokens * _width(anatomy) * shown.compute.itemsize
         block = max(_block(anatomy, number, shown, len(data)) for number in range(len(anatomy.blocks)))
         found.append(Expected(str(step), FIRST_USE + max(held, weights + streams + block + _work(anatomy, step))))
-    return found
+    judging = [_judging(anatomy, step.by or step.method, held) for step in recipe.steps]
+    return [replace(step, memory=step.memory + more) for step, more in zip(found, judging, strict=True)]
+
+
+def _judging(anatomy: Anatomy, method: Method, held: int) -> int:
+    """What a judge of candidates holds in this process: a model of its own in float32, hidden states, log-probabilities."""
+    if not isinstance(method, Searches):
+        return 0
+    tokens, parameters = method.held_out, sum(p.numel() for p in anatomy.blocks.parameters())  # type: ignore[attr-defined]
+    states = 4 * tokens * _width(anatomy) * len(anatomy.blocks)
+    return held + 4 * parameters + min(KEPT, states) + min(KEPT, 4 * tokens * anatomy.sites[0].shape[0])
 
 
 def outside(anatomy: Anatomy) -> int:
@@ -116,15 +127,9 @@ def seconds(anatomy: Anatomy, recipe: Recipe) -> list[float | None]:
         found: list[float | None] = []
         for linear, steps in groupby(recipe.steps, lambda step: isinstance(step.method, LinearMethod) and step.method.carry):
             together = list(steps)
-            found += (
-                rehearsal.linear(together)
-                if linear
-                else [
-                    rehearsal.scaling(step) if isinstance(step.method, ScaleMethod) else rehearsal.other(step)
-                    for step in together
-                ]
-            )
-    return found
+            found += rehearsal.linear(together) if linear else [rehearsal.alone(step) for step in together]
+    searches = [isinstance(step.by or step.method, Searches) for step in recipe.steps]  # their candidates tell, not one block
+    return [None if search else took for search, took in zip(searches, found, strict=True)]
 
 
 class _Rehearsal:
