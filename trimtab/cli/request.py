@@ -1,7 +1,8 @@
-"""From the words of a command to a recipe: `--recipe FILE`, `--method ID --bits 3`, `--do "gptq(bits=3)"`, or just `--size 60MB`.
+"""From the words of a command to recipes: `--recipe FILE`, `--method ID --bits 3`, `--do "gptq(bits=3)"`, or just `--size 60MB`.
 
 A method's options are its knobs, so they are not declared to the option parser: it hands on every word it does not know, and
-here they are read against the method that was named. Where none was named, what is left to say is how large the result may be.
+here they are read against the method that was named. Where none was named, what is left to say is what the result is to be: so
+large, so fast, so good.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from trimtab.core.kinds import Method
     from trimtab.core.knobs import Knob
     from trimtab.core.recipe import Recipe, Step, Where
+    from trimtab.host.goals import Choice
 
 NO_MODEL = "no model given; write e.g. trimtab compress asset:smollm2-135m --method gptq -o smaller"
 YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -47,45 +49,64 @@ class Request:
     dtype: str | None = None
 
 
-def understand(asked: Request) -> tuple[str, "Recipe"]:
-    """(model, recipe). Raises `UsageError` for anything that is unknown, missing or contradictory."""
+@dataclass(frozen=True)
+class Understood:
+    """recipes: one, or for a goal that only measuring can settle those to be tried in turn. by_goal: nothing else was named."""
+
+    model: str
+    recipes: "tuple[Recipe, ...]"
+    by_goal: bool = False
+    choice: "Choice | None" = None
+
+
+def understand(asked: Request) -> Understood:
+    """Raises `UsageError` for anything that is unknown, missing or contradictory."""
     model, values = _sort_words(asked)
-    made = _calibrated(_recipe(asked, model, values), asked.shown)
-    if model is None:
-        raise UsageError(NO_MODEL)
-    return model, made
-
-
-def _recipe(asked: Request, model: str | None, values: dict[str, Any]) -> "Recipe":
-    from trimtab.core.expression import make
-    from trimtab.core.recipe import Recipe, Step, Where
-
     given = _ways(asked)
     if len(given) > 1 or not (given or values):
         told = " and ".join(given) or "none"
-        raise UsageError(f"give one of --recipe, --method and --do, or only --bits or --size; given: {told}")
+        goals = "only a goal (--bits, --size, --speedup, --fit, --max-ppl-increase)"
+        raise UsageError(f"give one of --recipe, --method and --do, or {goals}; given: {told}")
+    if given:
+        made = _calibrated(_recipe(asked, values), asked.shown)
+        if model is None:
+            raise UsageError(NO_MODEL)
+        return Understood(model, (made,))
+    return _for_goal(asked, model, values)
+
+
+def _recipe(asked: Request, values: dict[str, Any]) -> "Recipe":
+    from trimtab.core.expression import make
+    from trimtab.core.recipe import Recipe, Step, Where
+    from trimtab.core.shipped import found
+
     where = Where(tuple(asked.only), tuple(asked.skip))
-    if not given:
-        return _for_goal(asked, model, values, where)
     if asked.method is not None:
         return Recipe((Step(make(asked.method, values), where),))
     if asked.do is not None:
         return _restricted(Recipe.of(asked.do), where)
     if where != Where():
         raise UsageError("--only and --skip do not go with --recipe; write `where:` into the recipe's steps")
-    return Recipe.read(str(asked.recipe))
+    return found(str(asked.recipe))
 
 
-def _for_goal(asked: Request, model: str | None, values: dict[str, Any], where: "Where") -> "Recipe":
+def _for_goal(asked: Request, model: str | None, values: dict[str, Any]) -> Understood:
     from trimtab.cli.options import dtype_of
-    from trimtab.core.goals import recipes_for
+    from trimtab.core.goals import Goal, asked_for
+    from trimtab.core.recipe import Where
 
-    recipes = [_restricted(recipe, where) for recipe in recipes_for(**values)]
+    goal, where = asked_for(values), Where(tuple(asked.only), tuple(asked.skip))
+    if isinstance(goal, Goal) and where != Where():
+        raise UsageError(f"--only and --skip do not go with {goal.option}: recipes were measured on all matrices")
     if model is None:
         raise UsageError(NO_MODEL)
-    from trimtab.host.goals import first_that_fits
+    from trimtab.host.goals import choose, first_that_fits
 
-    return first_that_fits(model, recipes, dtype_of(asked.dtype))
+    if isinstance(goal, Goal):
+        choice = choose(goal, model, dtype_of(asked.dtype))
+        return Understood(model, tuple(_calibrated(c.measured.recipe, asked.shown) for c in choice.tried), True, choice)
+    recipes = [_calibrated(_restricted(recipe, where), asked.shown) for recipe in goal]
+    return Understood(model, (first_that_fits(model, recipes, dtype_of(asked.dtype)),), True)
 
 
 def _ways(asked: Request) -> list[str]:

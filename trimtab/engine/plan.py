@@ -1,6 +1,6 @@
 """What a recipe would do to a model, before anything is done: sites, formats that fit, and the exact size of the result."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
 from trimtab.engine.storage import Files
+
+Came = Mapping[Site, type[LinearWeight]]
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,16 @@ class Plan:
 def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     """Resolve and check every step against the model. Raises `RecipeError` or `UsageError`; moves no weight."""
     held: dict[Site, tuple[type[LinearWeight], ...]] = {s: (type(anatomy.weight(s)),) for s in anatomy.sites}
+    came: Came = {site: kinds[0] for site, kinds in held.items()}  # of those that no step has changed yet
     where = [resolve(anatomy, step.where) for step in recipe.steps]
     files = Files(anatomy, recipe, [sites for sites, _ in where], packed)
     steps = []
     for number, (step, (sites, matched)) in enumerate(zip(recipe.steps, where, strict=True), 1):
         left = None
         if isinstance(step.method, LinearMethod):
-            _fit(step.method, sites, held)
+            _fit(step.method, sites, held, came)
             held |= dict.fromkeys(sites, step.method.gives)
+            came = {site: kind for site, kind in came.items() if site not in sites}
             left = _per_weight(files.take(number, sites), sites)
         elif isinstance(step.method, ScaleMethod):
             _foldable(step.method, sites, held)
@@ -89,16 +93,24 @@ def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str,
     return tuple(s for s in anatomy.sites if s in chosen), counts
 
 
-def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
+def takes(method: LinearMethod, format: type[LinearWeight]) -> bool:
+    """Whether a method works on matrices in this container."""
+    return LinearWeight in method.takes or issubclass(format, method.takes)
+
+
+def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]], came: Came) -> None:
     for site in sites:
         method.fits(site)
         for format in held[site]:
-            if LinearWeight not in method.takes and not issubclass(format, method.takes):
-                takes = " or ".join(t.__name__ for t in method.takes)
-                raise RecipeError(
-                    f"{method.card.id} takes {takes}, but {site.name} is {format.__name__} by then; "
-                    f"put {method.card.id} before the step that makes it so"
-                )
+            if not takes(method, format):
+                taken = " or ".join(t.__name__ for t in method.takes)
+                raise RecipeError(f"{method.card.id} takes {taken}, but {_why_not(method.card.id, site, format, came)}")
+
+
+def _why_not(who: str, site: Site, format: type[LinearWeight], came: Came) -> str:
+    if came.get(site) is format:
+        return f"{site.name} is {format.__name__} in the model as it came; unpack it: trimtab export MODEL --to plain -o FOLDER"
+    return f"{site.name} is {format.__name__} by then; put {who} before the step that makes it so"
 
 
 def _foldable(method: ScaleMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, SetWeight
+from trimtab.core.edits import DropBlock, Edits, SetWeight, Share
 from trimtab.core.errors import CalibrationError, ModelError
 from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage
 from trimtab.core.places import Site
@@ -364,7 +364,8 @@ def _stored_bits(anatomy: Anatomy) -> float:
 
 def _dropped(edits: Edits) -> dict[str, Any]:
     blocks = [e.block for e in edits if isinstance(e, DropBlock)]
-    return {"dropped_blocks": blocks} if blocks else {}
+    shared = {str(e.block): e.source for e in edits if isinstance(e, Share)}
+    return {**({"dropped_blocks": blocks} if blocks else {}), **({"shared_blocks": shared} if shared else {})}
 
 
 _RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": _rewrite, "scale": fold}

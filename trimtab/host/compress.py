@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import Method, Original, Storage
+from trimtab.core.kinds import ChannelMethod, Method, Original, Storage
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
@@ -28,8 +28,10 @@ from trimtab.engine.plan import plan as planned
 from trimtab.engine.references import named
 from trimtab.engine.resume import UNKEPT
 from trimtab.engine.run import run
+from trimtab.engine.unpacking import unpack
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, local_folder, save
+from trimtab.host.export.stock import equally_wide
 from trimtab.host.identity import identity
 from trimtab.host.keeping import EVERY, Keeping, holding
 from trimtab.host.model_assets import resolve_model
@@ -158,7 +160,7 @@ def _carried_out(
     asked.watch(Progress("load", 0, 1, asked.name))
     depot = None
     if place is None:
-        model, tokenizer, notes = _opened(asked.model, asked.tokenizer, asked.dtype, asked.device)
+        model, tokenizer, notes = _opened(asked.model, asked.recipe, asked.tokenizer, asked.dtype, asked.device)
     else:
         model, depot, tokenizer, notes = _offloaded(str(asked.model), asked.dtype, place)
     source = None if isinstance(asked.model, PreTrainedModel) else local_folder(resolve_model(str(asked.model)))
@@ -179,11 +181,12 @@ def _carried_out(
             model = load(keeping.folder, asked.device, "auto")[0]
     others = {name: load(folder, asked.device)[0] for name, folder in bases.items()}
     bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot)
+    notes += [*bench.notes, *(equally_wide(model) if _uniform(asked.recipe) else [])]
     report = Report(
         asked.name,
         asked.recipe.to_dict(),
         bench.receipts,
-        notes=[*notes, *bench.notes, *([keeping.stopped] if keeping and keeping.stopped else [])],
+        notes=[*notes, *([keeping.stopped] if keeping and keeping.stopped else [])],
         profile=dict(bench.profile.seconds),
         peak_memory=peak_memory(),
         seeded=bench.drew or needs_calibration(asked.recipe),
@@ -191,6 +194,10 @@ def _carried_out(
         made=provenance(),
     )
     return Compressed(model, tokenizer, report, expected), depot
+
+
+def _uniform(recipe: Recipe) -> bool:
+    return any(isinstance(step.method, ChannelMethod) and step.method.uniform for step in recipe.steps)
 
 
 def _identity(asked: _Asked, batches: Sequence[Tensor], bases: Mapping[str, str]) -> dict[str, Any]:
@@ -219,7 +226,7 @@ def _written(
 
 def plan(model: str | Path | PreTrainedModel, recipe: Asked, *, dtype: torch.dtype | None = None, packed: bool = False) -> Plan:
     """What `compress` would do, step by step, and the size of the result. Changes nothing."""
-    opened, _, _ = _opened(model, None, dtype, None)
+    opened, _, _ = _opened(model, as_recipe(recipe), None, dtype, None)
     return planned(Anatomy.of(opened), as_recipe(recipe), packed)
 
 
@@ -242,7 +249,7 @@ def ahead(
             assert place is not None
             return preflight(_offloaded(str(model), dtype, place)[0], as_recipe(recipe), packed, None, out, offloaded=True)
     begun = perf_counter()
-    opened, _, _ = _opened(model, None, dtype, None)
+    opened, _, _ = _opened(model, as_recipe(recipe), None, dtype, None)
     took = perf_counter() - begun
     folder = local_folder(resolve_model(str(model)))
     return preflight(opened, as_recipe(recipe), packed, folder, out, rehearse=True, opened=took)
@@ -265,7 +272,10 @@ def needs_calibration(recipe: Recipe) -> bool:
     return any(need not in (Original, Storage) for method in methods for need in method.needs)
 
 
-def _opened(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) -> tuple[PreTrainedModel, Any, list[str]]:
+def _opened(
+    model: Any, recipe: Recipe, tokenizer: Any, dtype: torch.dtype | None, device: Any
+) -> tuple[PreTrainedModel, Any, list[str]]:
+    """Ready for the recipe, with notes for the receipt. A model in memory is somebody's: it stays packed as it is."""
     if not isinstance(model, str | Path):
         return (model if dtype is None else model.to(dtype)), tokenizer, []
     folder = resolve_model(str(model))
@@ -273,7 +283,7 @@ def _opened(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) 
         check_opening(local_folder(folder))
     opened, found = load(folder, device, dtype or "auto")
     past = history(Path(folder))
-    return opened, tokenizer or found, [past] if past else []
+    return opened, tokenizer or found, [*([past] if past else []), *unpack(opened, recipe)]
 
 
 def _offloaded(model: str, dtype: torch.dtype | None, place: Path) -> tuple[PreTrainedModel, Depot, Any, list[str]]:

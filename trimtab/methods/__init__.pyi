@@ -5,10 +5,16 @@ from trimtab.methods.allocate.layerwise_quant import LayerwiseQuant as Layerwise
 from trimtab.methods.allocate.luq import Luq as Luq
 from trimtab.methods.allocate.shiftadd_bits import ShiftaddBits as ShiftaddBits
 from trimtab.methods.allocate.welore import WeLore as WeLore
+from trimtab.methods.blocks.foldgpt import FoldGPT as FoldGPT
 from trimtab.methods.blocks.shortgpt import ShortGPT as ShortGPT
+from trimtab.methods.blocks.unified_skip import UnifiedSkip as UnifiedSkip
+from trimtab.methods.channels.adapt_pruner import AdaptPruner as AdaptPruner
 from trimtab.methods.channels.flap import Flap as Flap
 from trimtab.methods.factorize.asvd import Asvd as Asvd
 from trimtab.methods.factorize.eora import Eora as Eora
+from trimtab.methods.channels.llm_pruner import LLMPruner as LLMPruner
+from trimtab.methods.channels.magnitude_sp import MagnitudeSP as MagnitudeSP
+from trimtab.methods.channels.wanda_sp import WandaSP as WandaSP
 from trimtab.methods.factorize.lqer import Lqer as Lqer
 from trimtab.methods.factorize.saes_svd import SaesSvd as SaesSvd
 from trimtab.methods.factorize.svd import Svd as Svd
@@ -52,3 +58,4 @@ from trimtab.methods.quantize.sliderquant import SliderQuant as SliderQuant
 from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
+from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT

@@ -20,7 +20,7 @@ from trimtab.core.observed import Observed
 from trimtab.core.recipe import Recipe, Step
 from trimtab.testing.problems import expect
 
-READ_BY_ENGINE = {ChannelMethod: ("sparsity",), BlockMethod: ("epochs",)}
+READ_BY_ENGINE = {ChannelMethod: ("sparsity", "of", "units", "uniform", "windows"), BlockMethod: ("epochs",)}
 
 
 def is_registered(method: type[Any]) -> None:
