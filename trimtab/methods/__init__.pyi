@@ -10,11 +10,11 @@ from trimtab.methods.blocks.shortgpt import ShortGPT as ShortGPT
 from trimtab.methods.blocks.unified_skip import UnifiedSkip as UnifiedSkip
 from trimtab.methods.channels.adapt_pruner import AdaptPruner as AdaptPruner
 from trimtab.methods.channels.flap import Flap as Flap
-from trimtab.methods.factorize.asvd import Asvd as Asvd
-from trimtab.methods.factorize.eora import Eora as Eora
 from trimtab.methods.channels.llm_pruner import LLMPruner as LLMPruner
 from trimtab.methods.channels.magnitude_sp import MagnitudeSP as MagnitudeSP
 from trimtab.methods.channels.wanda_sp import WandaSP as WandaSP
+from trimtab.methods.factorize.asvd import Asvd as Asvd
+from trimtab.methods.factorize.eora import Eora as Eora
 from trimtab.methods.factorize.lqer import Lqer as Lqer
 from trimtab.methods.factorize.saes_svd import SaesSvd as SaesSvd
 from trimtab.methods.factorize.svd import Svd as Svd
