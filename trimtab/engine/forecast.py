@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, ScaleMethod, Searches, Seen
+from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Method, Original, ScaleMethod, Searches, Seen
 from trimtab.core.places import Fold, Role, Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.seeds import Seeds
@@ -28,6 +28,8 @@ from trimtab.engine.sweep import Stats, Stream
 from trimtab.tensors.products import fast_products
 
 FIRST_USE = 50_000_000  # bytes that libraries of linear algebra and of text take when they are first used
+LEARNT = 12  # copies of a matrix, of its kind: itself, its parameters with gradients and moments, the steps to its rounded form
+RETAINED = 2  # what a batch makes in a block is there twice, once kept for the way back
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Ex
         wanted = [n for m in (step.method, step.by) if m is not None for n in m.needs]
         data = [n for n in wanted if is_statistic(n)]
         pairs = any(getattr(n, "on", "") == "pair" for n in data)
+        if isinstance(step.method, BlockMethod):
+            found.append(Expected(str(step), FIRST_USE + max(held, _learning(anatomy, step.method, shown, offloaded))))
+            continue
         if not data:
             block = max(sum(p.nbytes for p in b.parameters()) for b in anatomy.blocks) if offloaded else 0
             found.append(Expected(str(step), held + block + _work(anatomy, step)))
@@ -79,6 +84,18 @@ def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Ex
         found.append(Expected(str(step), FIRST_USE + max(held, weights + streams + block + _work(anatomy, step))))
     judging = [_judging(anatomy, step.by or step.method, held) for step in recipe.steps]
     return [replace(step, memory=step.memory + more) for step, more in zip(found, judging, strict=True)]
+
+
+def _learning(anatomy: Anatomy, method: BlockMethod, shown: Shown, offloaded: bool) -> int:
+    """A window in float32 with its learners, what their gradients need, and the activations with and without the change."""
+    depth = len(anatomy.blocks)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in anatomy.blocks]
+    tokens = 2 * shown.batch * shown.length if offloaded else shown.tokens
+    window = max(
+        sum(4 * LEARNT * sizes[block] + RETAINED * _block(anatomy, block, shown, 0) for block in window)
+        for window in method.windows(depth)
+    )
+    return window + 2 * tokens * _width(anatomy) * 4
 
 
 def _judging(anatomy: Anatomy, method: Method, held: int) -> int:
@@ -125,7 +142,7 @@ def seconds(anatomy: Anatomy, recipe: Recipe) -> list[float | None]:
     with torch.no_grad(), fast_products(), kept_heap(), nothing_kept_unpacked():
         rehearsal = _Rehearsal(anatomy, shown, Seeds(recipe.seed))
         found: list[float | None] = []
-        for linear, steps in groupby(recipe.steps, lambda step: isinstance(step.method, LinearMethod) and step.method.carry):
+        for linear, steps in groupby(recipe.steps, lambda step: _swept(step.method) and step.method.carry):  # type: ignore[attr-defined]
             together = list(steps)
             found += rehearsal.linear(together) if linear else [rehearsal.alone(step) for step in together]
     searches = [isinstance(step.by or step.method, Searches) for step in recipe.steps]  # their candidates tell, not one block
@@ -210,8 +227,10 @@ class _Rehearsal:
         size = sum(s.shape[0] * s.shape[1] for s in here)
         return took * sum(s.shape[0] * s.shape[1] for s in sites) / size if size else 0.0
 
-    def alone(self, step: Step) -> float:
-        """Seconds of a step that shares no pass with others."""
+    def alone(self, step: Step) -> float | None:
+        """Seconds of a step that shares no pass with others; None for what learns, which arbitrary tokens do not tell."""
+        if isinstance(step.method, BlockMethod):
+            return None
         return self.scaling(step) if isinstance(step.method, ScaleMethod) else self.other(step)
 
     def scaling(self, step: Step) -> float:
@@ -240,6 +259,10 @@ class _Rehearsal:
         inside = [s for s in self.anatomy.sites if s.block == self.block]
         product, _ = _timed(lambda: [self.anatomy.weight(s).dense() @ torch.eye(s.shape[1]) for s in inside])
         return self.looking(step.method) + product * len(self.anatomy.blocks)
+
+
+def _swept(method: Method) -> bool:
+    return isinstance(method, LinearMethod) and not isinstance(method, BlockMethod)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

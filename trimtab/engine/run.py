@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, SetWeight, Share
+from trimtab.core.edits import SetWeight
 from trimtab.core.errors import CalibrationError, ModelError, UsageError
-from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage, Trials
+from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Original, Seen, Statistic, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe, Step
@@ -34,9 +34,9 @@ from trimtab.engine.observing import determined, is_statistic, observe
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.passes import notes
 from trimtab.engine.plan import plan, resolve
-from trimtab.engine.preserving import preserved
 from trimtab.engine.references import others
 from trimtab.engine.resume import UNKEPT, Begun, Keeper, Place, block_done, done_already, phase_done, strengths_chosen, take_up
+from trimtab.engine.rewriting import rewrite
 from trimtab.engine.search import Judging, trials
 from trimtab.engine.shelf import Shelf
 from trimtab.engine.storage import Files
@@ -173,13 +173,19 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
     work = _strengths(bench, anatomy, steps) if begun is None else _recalled(anatomy, steps, begun)
     if begun is None:
         strengths_chosen(bench, work)
-    learned = isinstance(steps[0][1].method, BlockMethod)
+    _through(bench, anatomy, steps[0][1].method, work, begun)  # type: ignore[arg-type]
+    bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
+
+
+def _through(bench: Bench, anatomy: Anatomy, method: LinearMethod, work: Work, begun: Begun | None) -> None:
+    """Take all blocks through the phase that begins with this method."""
+    learned = isinstance(method, BlockMethod)
     with bench.depot or Shelf(anatomy, use=learned or _needs_data(work)) as shelf:
         if learned:
-            tune(bench, anatomy, steps[0][0], work[steps[0][0]], shelf, begun)
+            ((number, chosen),) = work.items()  # never together with other steps
+            tune(bench, anatomy, number, chosen, shelf, begun)  # type: ignore[arg-type]
         else:
-            _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf, begun)  # type: ignore[attr-defined]
-    bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
+            _sweep(bench, anatomy, work, method.carry, shelf, begun)
 
 
 def _sweep(bench: Bench, anatomy: Anatomy, work: Work, carry: str, shelf: Shelf | Depot, begun: Begun | None) -> None:
@@ -277,8 +283,7 @@ def _level(bench: Bench, number: int, step: Step, sites: Sequence[Site], strengt
     )
     other.watch = lambda now: bench.watch(replace(now, phase=f"{step.by.knob}={strength}"))  # type: ignore[union-attr]
     anatomy, work = Anatomy.of(other.model), {number: dict.fromkeys(sites, method)}
-    with Shelf(anatomy, use=_needs_data(work)) as shelf:
-        _sweep(other, anatomy, work, method.carry, shelf, None)
+    _through(other, anatomy, method, work, None)
     return {site.name: other.weight(anatomy, site) for site in sites}
 
 
@@ -361,38 +366,4 @@ def _output_error(original: Tensor, weight: LinearWeight, gram: Tensor | None) -
     return float(((change @ gram) * change).sum(dtype=torch.float64)) / whole if whole > 0 else None
 
 
-def _rewrite(bench: Bench, steps: list[Numbered]) -> None:
-    ((number, step),) = steps
-    method, begun = step.method, perf_counter()
-    assert isinstance(method, ModelMethod)
-    anatomy = Anatomy.of(bench.model)
-    draw = bench.seeds.at(number)
-    with determined(method.card.id), trials(bench, anatomy, number, step, (), lambda _: {}) as search:
-        seen = observe(bench, anatomy, method.needs, anatomy.sites, draw, {Trials: search})
-        with bench.profile("solve"):
-            edits = method.rewrite(anatomy, seen)
-    bench.drew |= seen.drew
-    before = _stored_bits(anatomy)
-    held_to_it = preserved(bench.model, bench.batches[0][:1, :16], method.card.id) if method.preserves else nullcontext()
-    with bench.profile("apply"), held_to_it:
-        apply(anatomy, edits, bench.packed)
-    after = _stored_bits(Anatomy.of(bench.model))
-    weights = sum(s.shape[0] * s.shape[1] for s in anatomy.sites)
-    notes = {**seen.notes, **_dropped(edits)}
-    seconds = perf_counter() - begun
-    receipt = Receipt(number, str(method), "model", "model", weights, before / weights, after / weights, seconds, None, notes)
-    bench.receipts.append(receipt)
-    bench.held.clear()
-
-
-def _stored_bits(anatomy: Anatomy) -> float:
-    return sum(anatomy.weight(s).bits * s.shape[0] * s.shape[1] for s in anatomy.sites)
-
-
-def _dropped(edits: Edits) -> dict[str, Any]:
-    blocks = [e.block for e in edits if isinstance(e, DropBlock)]
-    shared = {str(e.block): e.source for e in edits if isinstance(e, Share)}
-    return {**({"dropped_blocks": blocks} if blocks else {}), **({"shared_blocks": shared} if shared else {})}
-
-
-_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": _rewrite, "scale": fold}
+_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": rewrite, "scale": fold}
