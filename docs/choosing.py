@@ -35,6 +35,7 @@ windows, and the range over them stands in brackets. A row that is better by les
 | 2 bits | the first row of that band, and expect a worse model | a larger model at 3 bits may be the better use of the bytes |
 | no calibration text at hand | `rtn`, `hqq`, `slim_quant`, `easyquant` (they look at no data) | 4 bits or more |
 | less work in every runtime | fewer channels or blocks | then fewer bits |
+| what was lost, back, or a task learned | `trimtab adapt OUT DATA -o ADAPTER --method lora` | [adaptation](adapt.md) |
 | to know where a model can be cut | `trimtab probe MODEL` | `where:` in a [recipe](recipes.md) |
 """
 
