@@ -164,6 +164,14 @@ def _calibrated(recipe: "Recipe", shown: Shown) -> "Recipe":
 
 def _sort_words(asked: Request) -> tuple[str | None, dict[str, Any]]:
     """The model (the one word that is neither a knob nor its value) and the knobs' values."""
+    models, values = sort_words(asked)
+    if len(models) > 1:
+        raise UsageError(f"one model at a time, got {' and '.join(models)}")
+    return (models[0] if models else None), values
+
+
+def sort_words(asked: Request) -> tuple[list[str], dict[str, Any]]:
+    """(the words that are neither a knob nor its value, the knobs' values). Raises `UsageError` for an unknown knob."""
     known = _knobs(asked)
     models: list[str] = []
     values: dict[str, Any] = {}
@@ -174,9 +182,7 @@ def _sort_words(asked: Request) -> tuple[str | None, dict[str, Any]]:
             continue
         name, value = _knob(word, known, asked)
         values[name] = _value(known[name], word, next(words, None) if value is None else value)
-    if len(models) > 1:
-        raise UsageError(f"one model at a time, got {' and '.join(models)}")
-    return (models[0] if models else None), values
+    return models, values
 
 
 def _knobs(asked: Request) -> dict[str, "Knob"]:

@@ -2,7 +2,8 @@
 
 A method is a frozen dataclass of hyperparameters with a `Card`. It never touches a model: it is handed a weight, what was
 seen, and a place, and it *proposes*. The engine wires, `engine/apply.py` disposes. A new kind is added here together with
-its runner in `engine/run.py`, and nowhere else. Probes only look, so theirs is `engine/probe.py`.
+its runner in `engine/run.py`, and nowhere else. Probes only look, so theirs is `engine/probe.py`. What is trained on data has
+a page of its own, `core/trained.py`.
 """
 
 from __future__ import annotations

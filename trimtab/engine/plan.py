@@ -10,6 +10,7 @@ from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelM
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
+from trimtab.core.trained import TrainedMethod
 from trimtab.engine.storage import Files
 
 Came = Mapping[Site, type[LinearWeight]]
@@ -53,6 +54,7 @@ class Plan:
 
 def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     """Resolve and check every step against the model. Raises `RecipeError` or `UsageError`; moves no weight."""
+    _untrained(recipe)
     held: dict[Site, tuple[type[LinearWeight], ...]] = {s: (type(anatomy.weight(s)),) for s in anatomy.sites}
     came: Came = {site: kinds[0] for site, kinds in held.items()}  # of those that no step has changed yet
     where = [resolve(anatomy, step.where) for step in recipe.steps]
@@ -74,6 +76,13 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
             PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe))
         )
     return Plan(tuple(steps), _parameters(anatomy), files.before, files.total(), files.files())
+
+
+def _untrained(recipe: Recipe) -> None:
+    for step in recipe.steps:
+        if isinstance(step.method, TrainedMethod):
+            id = step.method.card.id
+            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab adapt MODEL DATA --method {id} -o OUT")
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:

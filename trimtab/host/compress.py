@@ -1,6 +1,7 @@
 """The main job from end to end: open a model, check the plan, run the recipe, write the result or nothing at all."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -109,7 +110,7 @@ def compress(
         else:
             check_target(out, overwrite)
         kept = search_of(out) if keeping is not None else None
-        with _place(offload) as place, folder_for(asked.judges, asked.recipe, kept, fresh) as search:
+        with _place(offload, out) as place, folder_for(asked.judges, asked.recipe, kept, fresh) as search:
             done, depot = _carried_out(asked, Path(out), keeping, place, search)
             if done.folder is None:
                 done = _written(asked, done, out, overwrite, keeping, depot)
@@ -147,15 +148,21 @@ def _check_offload(asked: _Asked, out: str | Path | None) -> None:
 
 
 @contextmanager
-def _place(offload: str | Path | None) -> Iterator[Path | None]:
-    """A folder of this run's own, gone at the end. Inside, large tensors leave no holes among the addresses of the process."""
+def _place(offload: str | Path | None, out: str | Path | None = None) -> Iterator[Path | None]:
+    """A folder of this run's own, gone at the end. Inside, large tensors leave no holes among the addresses of the process.
+
+    out: what the caller writes, and holds; what a killed run left there for the same output is removed.
+    """
     if offload is None:
         yield None
         return
     with ExitStack() as stack:
         try:
             Path(offload).mkdir(parents=True, exist_ok=True)
-            place = stack.enter_context(TemporaryDirectory(prefix="trimtab-", dir=offload))
+            name = "trimtab-" if out is None else f"trimtab-{hashlib.sha256(bytes(Path(out).resolve())).hexdigest()[:16]}-"
+            for left in () if out is None else Path(offload).glob(f"{name}*"):
+                shutil.rmtree(left)
+            place = stack.enter_context(TemporaryDirectory(prefix=name, dir=offload))
         except OSError as error:
             raise UsageError(f"cannot write to {offload}: {error.strerror}") from error
         stack.enter_context(parted_heap())

@@ -139,7 +139,7 @@ class Keeping:
 
     def published(self, folder: Path, report: Mapping[str, Any]) -> None:
         """The result is whole in `folder` and about to be given its name; `report` is what was to be said of it."""
-        self._commit(self.committed, {"result": _digest(folder), "report": report})
+        self._write(lambda: self._commit(self.committed, {"result": _digest(folder), "report": report}))
 
     def _write(self, work: Callable[[], None]) -> None:
         """Where the disk is full, the run goes on without keeping more: what was committed before still counts."""
