@@ -60,7 +60,7 @@ def test_it_is_stored_once_and_opens_again(family: str) -> None:
 
 
 def test_what_takes_the_place_of_a_matrix_serves_both() -> None:
-    model = shared("llama").to(torch.bfloat16)
+    model = reopened(shared("llama").to(torch.bfloat16))  # whose rotary tables are in float32
     run(model, Recipe.of("gptq(bits=4, group_size=16)"), shown(model))
     twin = write_out_copy(model)
     assert torch.equal(logits(model), logits(twin))
@@ -82,6 +82,22 @@ def write_out_copy(model: nn.Module) -> nn.Module:
 
 def is_shared(module: nn.Module) -> bool:
     return isinstance(module, SharedLinear)
+
+
+def test_what_others_use_outlives_its_block() -> None:
+    model = shared("llama")
+    ids, blocks = tokens(model), [block for block in model.model.layers if block is not model.model.layers[1]]
+    apply(Anatomy.of(model), [DropBlock(1)])
+    assert not sources(model)
+    assert list(model.model.layers) == blocks
+    assert torch.equal(model(ids).logits, shared_by_hand(ids))
+
+
+def shared_by_hand(ids: torch.Tensor) -> torch.Tensor:
+    model = shared("llama")
+    write_out(model)
+    apply(Anatomy.of(model), [DropBlock(1)])
+    return model(ids).logits
 
 
 def test_another_program_gets_a_copy_for_each_place(tmp_path) -> None:

@@ -59,11 +59,13 @@ def test_directions_that_the_stream_has_not_cost_nothing(family: str) -> None:
                 weight.data = basis @ basis.T @ weight.data
             elif site.role is Role.EMBED:
                 weight.data = weight.data @ basis @ basis.T
+        for module in model.modules():  # what a norm adds to a mean square of fewer channels would count for less
+            for name in {"eps", "variance_epsilon"} & vars(module).keys():
+                setattr(module, name, 0.0)
         before = logits(model)
         run(model, Recipe.of("slicegpt(sparsity=0.25)"), shown(model))
         assert model.config.hidden_size == 48
-        # What a norm adds to the mean square before the root now is the mean of fewer channels.
-        assert (logits(model) - before).norm() / before.norm() < 1e-4
+        assert (logits(model) - before).norm() / before.norm() < 1e-6
     assert reopened(model.float()).config.hidden_size == 48
 
 

@@ -1,5 +1,6 @@
 """`trimtab compress` and `trimtab plan`: the same words, once carried out and once only looked at."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 COMPRESS = """Compress a model and write the result as an ordinary Hugging Face folder, or nothing at all.
 
 What to do is a recipe file (--recipe), one method with its knobs (--method gptq --bits 3; list them with
---method gptq --help), an expression (--do "wanda(pattern='2:4') -> gptq(bits=4)"), or a goal alone: --bits 3, --size 40%,
---speedup 2x, --fit 2GiB, --max-ppl-increase 3%."""
+--method gptq --help), an expression (--do "wanda(pattern='2:4') -> gptq(bits=4)"), a goal alone (--bits 3, --size 40%,
+--speedup 2x, --fit 2GiB, --max-ppl-increase 3%), or a budget and what it is to be spent on (--size 50% --search evopress
+--levels "gptq:bits=2,3,4")."""
 PLAN = """Say what `trimtab compress` with the same words would do, and how large the result would be. Changes nothing."""
 WORDS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -49,6 +51,16 @@ def compress(
         str | None, typer.Option(metavar="ID", help="One method; its knobs become options.", autocompletion=complete.method)
     ] = None,
     do: Annotated[str | None, typer.Option(metavar="EXPRESSION", help='Such as "gptq(bits=3)".')] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="ID", help="Choose levels: evopress, rd_prune, owl ...", autocompletion=complete.method)
+    ] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help='With --search: "gptq:bits=2,3,4", "sparsegpt:sparsity=0.5,0.6,0.7", blocks.'),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that judge candidates. (default: one per core)")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Judge candidates on a Ray cluster.")] = False,
+    keep_levels: Annotated[str | None, typer.Option(metavar="DIR", help="Keep what a search makes, for other searches.")] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only these matrices; may be repeated.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Not these matrices; may be repeated.")] = None,
     text: Annotated[str | None, typer.Option(help="Calibration text: .txt, .jsonl or asset:squad-drop.")] = None,
@@ -76,10 +88,10 @@ def compress(
     help: Annotated[bool, typer.Option("--help", help="Show this message, with --method ID also its knobs.")] = False,
 ) -> None:
     if help:
-        _help(ctx, method)
+        _help(ctx, method or search)
         return
     shown = Shown(text, tokens, length, batch, compute, seed)
-    asked = Request(words or (), _options(ctx), recipe, method, do, only or (), skip or (), shown, dtype)
+    asked = Request(words or (), _options(ctx), recipe, method, do, search, levels, only or (), skip or (), shown, dtype)
     with hushed(verbose):  # a goal opens the model
         what = understand(asked)
     look = {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload}
@@ -97,6 +109,7 @@ def compress(
     }
     if offload is not None:
         how["offload"] = offload
+    how |= {"workers": workers or _cores(), "ray": ray, "keep_levels": keep_levels}
     if checkpoint_every is not None:
         how["checkpoint_every"] = checkpoint_every
     before = folder_size(what.model)  # now: the result may replace it
@@ -112,6 +125,11 @@ def compress(
         raise TrimtabError(
             f"{found.goal} is not met by the best measured recipe: {found.what}; the result is in {out} all the same"
         )
+
+
+def _cores() -> int:
+    """That this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trimtab.host.goals import Choice
 
 NO_MODEL = "no model given; write e.g. trimtab compress asset:smollm2-135m --method gptq -o smaller"
+BLOCKS = "blocks"
 YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -43,6 +44,8 @@ class Request:
     recipe: str | None = None
     method: str | None = None
     do: str | None = None
+    search: str | None = None
+    levels: str | None = None
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     shown: Shown = Shown()
@@ -63,10 +66,12 @@ def understand(asked: Request) -> Understood:
     """Raises `UsageError` for anything that is unknown, missing or contradictory."""
     model, values = _sort_words(asked)
     given = _ways(asked)
+    if asked.levels is not None and asked.search is None:
+        raise UsageError("--levels goes with --search, such as --search evopress")
     if len(given) > 1 or not (given or values):
         told = " and ".join(given) or "none"
         goals = "only a goal (--bits, --size, --speedup, --fit, --max-ppl-increase)"
-        raise UsageError(f"give one of --recipe, --method and --do, or {goals}; given: {told}")
+        raise UsageError(f"give one of --recipe, --method, --do and --search, or {goals}; given: {told}")
     if given:
         made = _calibrated(_recipe(asked, values), asked.shown)
         if model is None:
@@ -81,6 +86,8 @@ def _recipe(asked: Request, values: dict[str, Any]) -> "Recipe":
     from trimtab.core.shipped import found
 
     where = Where(tuple(asked.only), tuple(asked.skip))
+    if asked.search is not None:
+        return _for_search(asked.search, asked.levels, values, where)
     if asked.method is not None:
         return Recipe((Step(make(asked.method, values), where),))
     if asked.do is not None:
@@ -109,9 +116,28 @@ def _for_goal(asked: Request, model: str | None, values: dict[str, Any]) -> Unde
     return Understood(model, (first_that_fits(model, recipes, dtype_of(asked.dtype)),), True)
 
 
+def _for_search(search: str, levels: str | None, values: dict[str, Any], where: "Where") -> "Recipe":
+    """levels: `METHOD:KNOB=VALUES`, or `METHOD` for a search that takes no levels, or `blocks`."""
+    from trimtab.core.expression import make, steps
+    from trimtab.core.recipe import Recipe, Step
+
+    if levels is None:
+        raise UsageError('--search needs --levels: a method and what to choose from, such as "gptq:bits=2,3,4", or blocks')
+    if levels == BLOCKS:
+        return Recipe((Step(make(f"{search}_{BLOCKS}", values), where),))
+    head, colon, tail = levels.rpartition(":")
+    if "=" not in tail or tail.endswith(")"):
+        head, colon, tail = levels, "", ""
+    by = make(search, {**values, **({"levels": tail} if colon else {})})
+    ((method, other),) = steps(head)
+    if other is not None:
+        raise UsageError(f"--levels names one method, and {head!r} has an allocator of its own; leave one out")
+    return Recipe((Step(method, where, by),))  # type: ignore[arg-type]  # what is no allocator, the step refuses
+
+
 def _ways(asked: Request) -> list[str]:
     """The options that say what to do, as far as they were given."""
-    return [f"--{name}" for name in ("recipe", "method", "do") if getattr(asked, name) is not None]
+    return [f"--{name}" for name in ("recipe", "method", "do", "search") if getattr(asked, name) is not None]
 
 
 def _restricted(recipe: "Recipe", where: "Where") -> "Recipe":
@@ -138,6 +164,14 @@ def _calibrated(recipe: "Recipe", shown: Shown) -> "Recipe":
 
 def _sort_words(asked: Request) -> tuple[str | None, dict[str, Any]]:
     """The model (the one word that is neither a knob nor its value) and the knobs' values."""
+    models, values = sort_words(asked)
+    if len(models) > 1:
+        raise UsageError(f"one model at a time, got {' and '.join(models)}")
+    return (models[0] if models else None), values
+
+
+def sort_words(asked: Request) -> tuple[list[str], dict[str, Any]]:
+    """(the words that are neither a knob nor its value, the knobs' values). Raises `UsageError` for an unknown knob."""
     known = _knobs(asked)
     models: list[str] = []
     values: dict[str, Any] = {}
@@ -148,9 +182,7 @@ def _sort_words(asked: Request) -> tuple[str | None, dict[str, Any]]:
             continue
         name, value = _knob(word, known, asked)
         values[name] = _value(known[name], word, next(words, None) if value is None else value)
-    if len(models) > 1:
-        raise UsageError(f"one model at a time, got {' and '.join(models)}")
-    return (models[0] if models else None), values
+    return models, values
 
 
 def _knobs(asked: Request) -> dict[str, "Knob"]:
@@ -159,6 +191,8 @@ def _knobs(asked: Request) -> dict[str, "Knob"]:
     from trimtab.core.knobs import knobs
     from trimtab.core.registry import get
 
+    if asked.search is not None:
+        return knobs(get(f"{asked.search}_{BLOCKS}" if asked.levels == BLOCKS else asked.search))
     if asked.method is not None:
         return knobs(get(asked.method))
     return {} if _ways(asked) else goals()
@@ -182,9 +216,9 @@ def _unknown(option: str, known: dict[str, "Knob"], asked: Request) -> str:
     spelled = [spelling for name in known for spelling in spellings(name, known[name])]
     close = get_close_matches(option, [*spelled, *asked.options], n=1, cutoff=0.75)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    if asked.method is None:
+    if asked.method is None and asked.search is None:
         return f"there is no option {option}{hint}; the knobs of a method go with --method (see trimtab methods ID)"
-    return f"{asked.method} has no knob {option}{hint}; its knobs are {', '.join(spelled) or 'none'}"
+    return f"{asked.method or asked.search} has no knob {option}{hint}; its knobs are {', '.join(spelled) or 'none'}"
 
 
 def _value(knob: "Knob", word: str, given: Any) -> Any:

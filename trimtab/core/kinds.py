@@ -2,7 +2,8 @@
 
 A method is a frozen dataclass of hyperparameters with a `Card`. It never touches a model: it is handed a weight, what was
 seen, and a place, and it *proposes*. The engine wires, `engine/apply.py` disposes. A new kind is added here together with
-its runner in `engine/run.py`, and nowhere else. Probes only look, so theirs is `engine/probe.py`.
+its runner in `engine/run.py`, and nowhere else. Probes only look, so theirs is `engine/probe.py`. What is trained on data has
+a page of its own, `core/trained.py`.
 """
 
 from __future__ import annotations
@@ -108,6 +109,36 @@ class Storage:
     rest: int | None
     before: int
     largest: int
+
+
+Candidate = tuple[Any, ...]
+
+
+class Trials(Protocol):
+    """Not a statistic but may be needed like one, by `Searches`: what the model says with a candidate in it.
+
+    A candidate has an entry for every place: for an allocator the sites, in order, and each entry is one of `strengths`; for
+    a model method the blocks, and True leaves the block out. None is a place as it is.
+    """
+
+    @property
+    def windows(self) -> int: ...  # of held-out text, numbered from 0
+
+    def losses(self, candidates: Sequence[Candidate], windows: Sequence[int] | None = None) -> list[float]:
+        """Mean KL(model as it is || with the candidate) over the tokens of some windows (None: all), nats per token.
+
+        Infinite for one that could not be judged.
+        """
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A second capability of allocators and model methods that need `Trials`, with a knob `held_out` (how many tokens)."""
+
+    @property
+    def strengths(self) -> Sequence[Any]: ...  # what candidates may hold; every site is compressed once with each
+
+    def trials(self, places: Sequence[Any], windows: int) -> tuple[int, int]: ...  # candidates judged, windows read; at most
 
 
 class Seen:

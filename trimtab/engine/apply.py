@@ -11,7 +11,7 @@ from trimtab.core.edits import DropBlock, Edits, Narrow, NarrowStream, SetParam,
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
 from trimtab.core.places import Member, Role
-from trimtab.engine.shared import share
+from trimtab.engine.shared import share, write_out
 from trimtab.engine.surgery import place
 from trimtab.formats import NM, Dense, Masked
 from trimtab.formats.plain import plain
@@ -127,6 +127,8 @@ def _drop(anatomy: Anatomy, dropped: Sequence[int]) -> None:
     model: Any = anatomy.model
     count = len(anatomy.blocks)
     kept = [i for i in range(count) if i not in set(dropped)]
+    for block in dropped:  # others may use what goes
+        write_out(model, f"{anatomy.blocks_path}.{block}.")
     parent, _, name = anatomy.blocks_path.rpartition(".")
     blocks = nn.ModuleList(anatomy.blocks[i] for i in kept)
     setattr(model.get_submodule(parent), name, blocks)

@@ -43,7 +43,8 @@ def backward(
     for block in reversed(range(len(anatomy.blocks))):
         bench.watch(Progress("backward", len(anatomy.blocks) - 1 - block, len(anatomy.blocks)))
         with bench.profile("backward"):
-            yield block, _through(stream, block, entering.pop(), pulls, needs, [s for s in sites if s.block == block])
+            found = _through(stream, block, entering.pop(), pulls, needs, [s for s in sites if s.block == block])
+        yield block, found
 
 
 def _at_the_end(stream: Stream, hidden: Tensor, ids: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """What a recipe would do to a model, before anything is done: sites, formats that fit, and the exact size of the result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import RecipeError
-from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod, ScaleMethod
+from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod, ScaleMethod, Searches
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
+from trimtab.core.trained import TrainedMethod
 from trimtab.engine.storage import Files
 
 Came = Mapping[Site, type[LinearWeight]]
@@ -19,7 +20,8 @@ Came = Mapping[Site, type[LinearWeight]]
 class PlannedStep:
     """One step: the matrices it works on, how many each pattern matched, and the stored bits per weight it leaves.
 
-    bits: None where the data decide; where an allocator meets a budget, those that the last step leaves.
+    bits: None where the data decide; where an allocator meets a budget, those that the last step leaves. candidates,
+    tokens_read: of a step that searches, how many are judged and what is read for that, at most; levels: compressed before.
     """
 
     method: str
@@ -27,6 +29,9 @@ class PlannedStep:
     sites: tuple[Site, ...]
     matched: dict[str, int] = field(default_factory=dict)
     bits: float | None = None
+    candidates: int = 0
+    tokens_read: int = 0
+    levels: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Plan:
 
 def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     """Resolve and check every step against the model. Raises `RecipeError` or `UsageError`; moves no weight."""
+    _untrained(recipe)
     held: dict[Site, tuple[type[LinearWeight], ...]] = {s: (type(anatomy.weight(s)),) for s in anatomy.sites}
     came: Came = {site: kinds[0] for site, kinds in held.items()}  # of those that no step has changed yet
     where = [resolve(anatomy, step.where) for step in recipe.steps]
@@ -66,8 +72,17 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
             files.rewrite(getattr(step.method, "unties", False), getattr(step.method, "preserves", False))
-        steps.append(PlannedStep(str(step), kind(type(step.method)), sites, matched, left))
+        steps.append(
+            PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe))
+        )
     return Plan(tuple(steps), _parameters(anatomy), files.before, files.total(), files.files())
+
+
+def _untrained(recipe: Recipe) -> None:
+    for step in recipe.steps:
+        if isinstance(step.method, TrainedMethod):
+            id = step.method.card.id
+            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab adapt MODEL DATA --method {id} -o OUT")
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:
@@ -129,6 +144,22 @@ def _dense_only(step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[Linear
 def _plain_by_then(who: str, site: Site, kinds: tuple[type[LinearWeight], ...]) -> None:
     if any(kind.kind not in ("dense", "masked") for kind in kinds):
         raise RecipeError(f"{who} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
+
+
+def _searched(step: Step, sites: Sequence[Site], anatomy: Anatomy, recipe: Recipe) -> tuple[int, int, int]:
+    """(candidates, tokens, levels). Raises `UsageError` for a level that the method or a matrix refuses."""
+    method = step.by or step.method
+    if not isinstance(method, Searches):
+        return 0, 0, 0
+    if isinstance(step.method, LinearMethod) and step.by is not None:
+        for level in method.strengths:
+            leveled = replace(step.method, **{step.by.knob: level})
+            for site in sites:
+                leveled.fits(site)
+    length = recipe.calibration.length
+    places = range(len(anatomy.blocks)) if step.by is None else sites
+    candidates, windows = method.trials(places, -(-method.held_out // length))  # type: ignore[attr-defined]
+    return candidates, windows * length, len(method.strengths)
 
 
 def _per_weight(stored: int | None, sites: Sequence[Site]) -> float | None:

@@ -66,9 +66,12 @@ def borrowed(block: nn.Module) -> Iterator[nn.Parameter]:
 
 
 @torch.no_grad()
-def write_out(model: nn.Module) -> int:
-    """Gives every shared place a matrix of its own again, equal to the one it used; how many these were."""
-    found = sources(model)
+def write_out(model: nn.Module, inside: str = "") -> int:
+    """Gives shared places matrices of their own again, equal to those they used; how many these were.
+
+    inside: only where what they use stands below this path.
+    """
+    found = {path: source for path, source in sources(model).items() if source.startswith(inside)}
     for path, source in found.items():
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, copy.deepcopy(model.get_submodule(source)))

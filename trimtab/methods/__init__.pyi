@@ -1,10 +1,27 @@
 # Written by docs/generate.py from the files beside it; changes made here are lost.
 
+from trimtab.methods.adapt.adapter_parallel import AdapterParallel as AdapterParallel
+from trimtab.methods.adapt.adapter_series import AdapterSeries as AdapterSeries
+from trimtab.methods.adapt.allora import Allora as Allora
+from trimtab.methods.adapt.bone import Bone as Bone
+from trimtab.methods.adapt.dora import Dora as Dora
+from trimtab.methods.adapt.lisa import Lisa as Lisa
+from trimtab.methods.adapt.lora import Lora as Lora
+from trimtab.methods.adapt.pissa import Pissa as Pissa
+from trimtab.methods.adapt.rslora import Rslora as Rslora
+from trimtab.methods.adapt.s2ft import S2ft as S2ft
+from trimtab.methods.allocate.cosine import Cosine as Cosine
 from trimtab.methods.allocate.d_rank import DRank as DRank
+from trimtab.methods.allocate.evopress import EvoPress as EvoPress
 from trimtab.methods.allocate.layerwise_quant import LayerwiseQuant as LayerwiseQuant
 from trimtab.methods.allocate.luq import Luq as Luq
+from trimtab.methods.allocate.owl import Owl as Owl
+from trimtab.methods.allocate.rd_prune import RdPrune as RdPrune
 from trimtab.methods.allocate.shiftadd_bits import ShiftaddBits as ShiftaddBits
+from trimtab.methods.allocate.sv_nup import SvNup as SvNup
+from trimtab.methods.allocate.uniform import Uniform as Uniform
 from trimtab.methods.allocate.welore import WeLore as WeLore
+from trimtab.methods.blocks.evopress_blocks import EvoPressBlocks as EvoPressBlocks
 from trimtab.methods.blocks.foldgpt import FoldGPT as FoldGPT
 from trimtab.methods.blocks.shortgpt import ShortGPT as ShortGPT
 from trimtab.methods.blocks.unified_skip import UnifiedSkip as UnifiedSkip

@@ -32,7 +32,10 @@ def config(model: PreTrainedModel) -> Any:
     if getattr(found, "quantization_config", None) is not None:
         del found.quantization_config
     found.head_dim = getattr(found, "head_dim", None) or found.hidden_size // found.num_attention_heads
-    out, keys, inner = (_sizes(model, role, axis) for role, axis in ((Role.O, 1), (Role.K, 0), (Role.DOWN, 1)))
+    sites = [site for site in Anatomy.of(model).sites if site.block is not None]
+    out, keys, inner = (
+        [s.shape[axis] for s in sites if s.role is role] for role, axis in ((Role.O, 1), (Role.K, 0), (Role.DOWN, 1))
+    )
     for name, sizes in (
         ("num_attention_heads", [size // found.head_dim for size in out]),
         ("num_key_value_heads", [size // found.head_dim for size in keys]),
@@ -45,7 +48,3 @@ def config(model: PreTrainedModel) -> Any:
 def by_layer(config: Any) -> bool:
     """Whether the sizes of `config` are a number a layer."""
     return isinstance(config.intermediate_size, list)
-
-
-def _sizes(model: PreTrainedModel, role: Role, axis: int) -> list[int]:
-    return [site.shape[axis] for site in Anatomy.of(model).sites if site.block is not None and site.role is role]
