@@ -214,6 +214,8 @@ def rounds(model: str, chosen: Sequence[Contender], stage: Stage, common: dict[s
     memory.ask("load", **({"bytes": 1 << 24} if given.quick else {}))
     lines = {(one.name, threads): _line(one, model, threads, common) for one in chosen for threads in given.threads}
     good = [one for one in chosen if not one.known["red"]]
+    if given.ask:
+        input(f"{model}: make the machine quiet, then press Enter\n")
     for number in range(given.repeats):
         for one in good if number % 2 == 0 else reversed(good):
             print(f"{model}: round {number + 1} of {given.repeats}: {one.name}", file=sys.stderr)
@@ -334,6 +336,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prefill", type=int, default=512, help="tokens that are read at once")
     parser.add_argument("--batch", type=int, default=1, help="conversations that ours continues together, besides one alone")
     parser.add_argument("--instructions", choices=PEERS, default="")
+    parser.add_argument("--ask", action="store_true", help="wait for Enter between the gate and the rounds")
     parser.add_argument("--quick", action="store_true", help="one short round, the tiny model; nothing is written here")
     given = parser.parse_args()
     if given.quick:

@@ -11,7 +11,7 @@
 namespace trimtab {
 namespace {
 
-constexpr int64_t kChunkBytes = 64 << 10;  // of weights that a thread takes at once, at most
+constexpr int64_t kChunkBytes = 64 << 10;  // of weights that a thread takes at once where chunks are shortest, at most
 
 Activations checked(const Model& model, Activations activations) {
   model.check();
@@ -299,7 +299,7 @@ Phase Session::main_phase(const Run& run, const Step& step) const {
   if (step.kind == Step::Kind::products) {
     const int64_t share = step.tiles / (options_.threads * 6);
     if (run.tokens == 1)
-      return {step.tiles, std::max<int64_t>(1, std::min(share, kChunkBytes / std::max<int64_t>(step.largest_tile, 1)))};
+      return {step.tiles, std::max<int64_t>(1, std::min(share, kChunkBytes / std::max<int64_t>(step.largest_tile, 1))), true};
     return {step.tiles, std::max<int64_t>(kSheaf, share / kSheaf * kSheaf)};
   }
   if (step.kind != Step::Kind::attention) return {0, 1};
