@@ -25,7 +25,9 @@ from trimtab.host.export.stock import stock_config
 from trimtab.host.export.targets import TARGETS
 from trimtab.methods.factorize.lqer import Lqer
 from trimtab.methods.factorize.svd import Svd
+from trimtab.methods.quantize.quip_sharp import QuipSharp
 from trimtab.methods.quantize.rtn import Rtn
+from trimtab.methods.quantize.shiftaddllm import ShiftAddLlm
 from trimtab.testing.folders import byte_tokenizer
 from trimtab.testing.tiny import tiny
 
@@ -43,6 +45,8 @@ MADE: dict[str, tuple[Step, ...]] = {
     "3 and 8 bits": (Step(Rtn(bits=3, group_size=32), ATTENTION), Step(Rtn(bits=8, group_size=64, symmetric=True), NEURONS)),
     "all layers equally narrow": (),
     "low rank": (Step(Svd(keep=0.5)),),
+    "3 planes of signs": (Step(ShiftAddLlm(bits=3)),),
+    "lattice points, both sides turned": (Step(QuipSharp()),),
     "3 bits + low rank": (Step(Rtn(bits=3, group_size=32)), Step(Lqer(rank=4))),
 }
 ROUNDED = {"gguf": "q8_0", "gptq": "float16", "awq": "float16", "compressed-tensors": "float16"}

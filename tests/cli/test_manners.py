@@ -1,5 +1,6 @@
 """Exit codes, one-line errors, what goes to which stream."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import typer
 
 from trimtab.cli import doctor, measure, progress, show
 from trimtab.cli.main import app
-from trimtab.cli.manners import Exit, hushed, plain_dashes
+from trimtab.cli.manners import MEASURED, Exit, Terminated, hushed, plain_dashes
 from trimtab.cli.progress import LineWatcher, spell, wants_bars, working
 from trimtab.cli.request import spellings
 from trimtab.core.errors import TrimtabError
@@ -41,7 +42,7 @@ def test_bare_command_shows_the_help(trimtab):
 
 
 def raising(error: BaseException):
-    def fail() -> None:
+    def fail(*_) -> None:
         raise error
 
     return fail
@@ -59,6 +60,16 @@ def test_every_end_is_one_line(trimtab, monkeypatch, error, code, line):
     monkeypatch.setattr(doctor, "_machine", raising(error))
     done = trimtab("doctor")
     assert (done.exit_code, done.stdout, done.stderr) == (code, "", line)
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 75)])
+@pytest.mark.parametrize("words", [("measure", "m"), ("compare", "m", "n"), ("export", "m", "--to", "plain", "-o", "nowhere")])
+def test_who_stops_work_hears_that_the_same_command_goes_on(trimtab, monkeypatch, error, code, words):
+    for place in ("trimtab.host.opening", "trimtab.host.export.job", "trimtab.measure.contender"):
+        monkeypatch.setattr(importlib.import_module(place), "resolve_model", raising(error))
+    done = trimtab(*words)
+    left = "interrupted; nothing was left half-written" if words[0] == "export" else MEASURED
+    assert (done.exit_code, done.stdout, done.stderr.splitlines()[-1]) == (code, "", f"trimtab: {left}")
 
 
 @pytest.mark.parametrize("how", ["-v", "TRIMTAB_DEBUG"])

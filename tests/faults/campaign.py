@@ -21,9 +21,11 @@ from typing import Any
 import checkpoints
 import guard
 import hostile
+import kills
 import network
 import numbers_at_the_edge as edge
 import parsers
+import random_recipes
 import transformers
 import writing
 
@@ -31,10 +33,12 @@ from trimtab.core.recipe import Recipe
 from trimtab.host import checkpoint, manifest
 from trimtab.host.provenance import provenance
 from trimtab.measure.ledger import append
+from trimtab.testing.faults import Victims
 
 LEDGER = Path(__file__).parents[2] / "faults" / "ledger.jsonl"
 Lines = Iterator[dict[str, Any]]
 INPUTS, KILLS, POINTS = 24_000, 60, 40
+RANDOM_KILLS, DOUBLE_KILLS, PLANS = 105, 21, 2_000
 
 
 def line(family: str, what: str, tally: guard.Tally, **more: Any) -> dict[str, Any]:
@@ -58,6 +62,33 @@ def overwriting(place: Path, seed: int) -> Lines:
     verified = found.pop("verified")
     missing = sum(found.values()) - verified
     yield {**of_counts("A", "SIGKILL at every point of the commit", found, wrong), "unverified": missing}
+
+
+def killed(place: Path, seed: int) -> Lines:
+    (place / "jobs").mkdir()
+    wrong = (kills.OTHER, kills.HALF, kills.LOST)
+    with Victims() as victims:
+        trials = [kills.Trial(job, victims, place / "trial") for job in kills.jobs(place / "jobs")]
+        for times, count in ((1, RANDOM_KILLS), (2, DOUBLE_KILLS)):
+            found = kills.at_random(trials, count, Random(f"{seed}/{times}"), times)
+            often = {1: "once", 2: "twice"}[times]
+            yield of_counts("A", f"SIGKILL {often} at random moments of compress, export, measure", found, wrong)
+        found = kills.at_commits(trials, Random(seed))
+        yield of_counts("A", "SIGKILL at every instant of every commit of the same", found, wrong)
+
+
+def whose(place: Path, seed: int) -> Lines:
+    tally = guard.Tally()
+    for name, outcome in kills.changes(place):
+        tally.add(name, outcome)
+    yield line("K", "another job comes to the state of a stopped one: refused, or noted, by name", tally)
+
+
+def plans(place: Path, seed: int) -> Lines:
+    tally = guard.Tally()
+    for number in range(PLANS):
+        tally.add(f"{seed}/{number}", guard.judged(partial(random_recipes.planned, Random(f"{seed}/{number}"))))
+    yield line("L", "random recipes, planned for one of four families", tally)
 
 
 def disk(place: Path, seed: int) -> Lines:
@@ -85,7 +116,7 @@ def damage(place: Path, seed: int) -> Lines:
     for fixture in checkpoints.fixtures():
         again = checkpoints.copies(fixture.write(place / "good"), place / "copy")
         for name, harm in {**checkpoints.STRUCTURAL, **checkpoints.SILENT}.items():
-            times = {"truncated": 50, "bit flipped": 100}.get(name, 8)
+            times = {"truncated": 50, "bit flipped": 500}.get(name, 8)
             for number in range(times):
                 copy = next(again)
                 harm(copy, Random(f"{seed}/{fixture.name}/{name}/{number}"))
@@ -225,6 +256,9 @@ class _folder:
 
 FAMILIES: dict[str, Callable[[Path, int], Lines]] = {
     "overwriting": overwriting,
+    "killed": killed,
+    "whose": whose,
+    "plans": plans,
     "disk": disk,
     "company": company,
     "damage": damage,

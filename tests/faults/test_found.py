@@ -196,7 +196,7 @@ def test_what_was_begun_is_removed_when_it_cannot_be_locked(tmp_path, monkeypatc
     def fail(*_):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(publish, "_try_lock", fail)
+    monkeypatch.setattr(publish, "take_now", fail)
     with pytest.raises(UsageError, match="cannot write beside"), publish.publish(tmp_path / "m"):
         pytest.fail("the body must not run")
     assert list(tmp_path.iterdir()) == []

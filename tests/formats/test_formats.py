@@ -1,6 +1,7 @@
 """What every format promises: its file decodes to dense(), comes back bit for bit, and is counted to the byte."""
 
 import functools
+import itertools
 import json
 import math
 
@@ -20,9 +21,13 @@ from trimtab.formats import (
     Codebook,
     Dense,
     Grouped,
+    Lattice,
     Masked,
     Pyramid,
     Rotated,
+    Rotation,
+    SignPlanes,
+    SignStack,
     Sum,
     build,
     check_group_size,
@@ -33,7 +38,7 @@ from trimtab.formats import (
 )
 from trimtab.formats.registry import DEEPEST
 from trimtab.tensors.hadamard import hadamard, transform
-from trimtab.testing.weights import examples
+from trimtab.testing.weights import examples, rotation
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -45,6 +50,7 @@ def matrix(*size: int) -> torch.Tensor:
 
 
 ALL = [w for size in ((17, 33), (8, 48), (1, 2), (5, 12)) for w in examples(*size, seeded())]
+ALL += [rotation(width, seeded()) for width in (1, 12, 17)]
 over_all = pytest.mark.parametrize("weight", ALL, ids=[f"{i}-{w.kind}" for i, w in enumerate(ALL)])
 
 
@@ -102,6 +108,24 @@ def decode_bitplanes(spec, stored):
     return full
 
 
+def decode_signplanes(spec, stored):
+    (out, in_), planes = spec["shape"], [read_bits(p, 1, spec["shape"][1]) for p in stored["planes"]]
+    scale = 2.0 ** stored["shifts"].double() if spec["shifts"] else stored["scale"].double()
+    full = torch.zeros(out, in_, dtype=torch.float64)
+    for o in range(out):
+        for i in range(in_):
+            scales = scale[o // spec["rows"], i // spec["columns"]].tolist()
+            full[o, i] = sum(s if p[o, i] else -s for s, p in zip(scales, planes, strict=True))
+    return full
+
+
+def decode_signstack(spec, stored):
+    full = torch.zeros(spec["shape"], dtype=torch.float64)
+    for signs, left, right in zip(stored["signs"], stored["left"].double(), stored["right"].double(), strict=True):
+        full += (1 - 2 * torch.from_numpy(read_bits(signs, 1, spec["shape"][1]))) * (left @ right)
+    return full
+
+
 def decode_codebook(spec, stored):
     (out, in_), dim = spec["shape"], spec["dim"]
     codes = [read_bits(c, math.ceil(math.log2(spec["entries"])), in_ // dim) for c in stored["codes"]]
@@ -146,6 +170,41 @@ def pyramid_points(dim: int, pulses: int) -> int:
     return pyramid_points(dim - 1, pulses) + pyramid_points(dim, pulses - 1) + pyramid_points(dim - 1, pulses - 1)
 
 
+def decode_lattice(spec, stored):
+    """From the words of docs/formats.md alone."""
+    codes = read_bits(stored["codes"], 8 * spec["bits"], spec["shape"][1] // 8)
+    point = {1: lattice_small, 2: lattice_large}[spec["bits"]]
+    rows = [[x for code in row for x in point(int(code))] for row in codes]
+    return torch.tensor(rows, dtype=torch.float64) * stored["scale"].double()
+
+
+@functools.cache
+def lattice_magnitudes():
+    every = sorted(itertools.product((0.5, 1.5, 2.5), repeat=8))
+    short = [m for m in every if sum(x * x for x in m) <= 10]
+    return short + [m for m in every if m.count(1.5) == 5 and m.count(0.5) == 3][: 256 - len(short)]
+
+
+def lattice_large(code):
+    sizes = lattice_magnitudes()[code % 256]
+    signs = [-1 if code >> (8 + i) & 1 else 1 for i in range(7)]
+    first = [s * x for s, x in zip(signs, sizes, strict=False)]
+    last = next(x for x in (sizes[7], -sizes[7]) if (sum(first) + x) % 2 == 0)
+    return [x + (0.25 if code >> 15 else -0.25) for x in [*first, last]]
+
+
+@functools.cache
+def lattice_list():
+    halves, whole = (itertools.product(values, repeat=8) for values in ((-0.5, 0.5), (-1.0, 0.0, 1.0)))
+    short = [x for x in [*halves, *whole] if sum(x) % 2 == 0 and sum(a * a for a in x) <= 2]
+    twice = [tuple(s * (i == j) for j in range(8)) for s, order in ((-2.0, range(8)), (2.0, range(7, -1, -1))) for i in order]
+    return sorted(short, key=lambda x: sum(a * a for a in x)) + twice[1:]
+
+
+def lattice_small(code):
+    return lattice_list()[code]
+
+
 def decode_parts(spec, stored):
     for i, part in enumerate(spec["parts"]):
         yield decode(part, {k[len(f"{i}_") :]: t for k, t in stored.items() if k.startswith(f"{i}_")})
@@ -171,17 +230,29 @@ def decode_rotated(spec, stored):
     return inner @ turn.T
 
 
+def decode_rotation(spec, stored):
+    n = spec["shape"][0]
+    negative = torch.from_numpy(read_bits(stored["signs"][None], 1, n)[0]).bool()
+    turn = torch.block_diag(*[hadamard(spec["block"])] * (n // spec["block"]))
+    turn[negative] *= -1
+    return turn
+
+
 DECODERS = {
     "dense": decode_dense,
     "masked": decode_masked,
     "nm": decode_nm,
     "grouped": decode_grouped,
     "bitplanes": decode_bitplanes,
+    "signplanes": decode_signplanes,
+    "signstack": decode_signstack,
     "codebook": decode_codebook,
     "pyramid": decode_pyramid,
     "chain": decode_chain,
     "sum": decode_sum,
     "rotated": decode_rotated,
+    "lattice": decode_lattice,
+    "rotation": decode_rotation,
 }
 ONE_ROUNDING = {"dense", "masked", "nm", "grouped"}
 
@@ -332,6 +403,41 @@ def test_four_encodings_of_one_uniform_weight(bits):
     assert torch.equal(Sum((Grouped(codes, scale, None, bits, 16), Masked(-dense, dense != 0))).dense(), 0 * dense)
 
 
+def test_signs_are_planes_with_an_offset():
+    codes = torch.randint(0, 8, (6, 32), dtype=torch.uint8, generator=seeded())
+    scale = torch.rand(6, 2, 3, generator=seeded()).mul(64).round().div(64).half()  # few bits: every sum is exact
+    signs = SignPlanes(codes, scale, 1, 16)
+    assert torch.equal(signs.dense(), BitPlanes(codes, 2 * scale, -scale.sum(-1), 16).dense())
+    assert torch.equal(signs.codes, codes)
+    assert signs.bits == 3 + 16 * 3 / 16
+
+
+def test_shifts_may_be_zero():
+    codes = torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8)
+    shifts = SignPlanes(codes, torch.tensor([[[-2, -128]]], dtype=torch.int8), 1, 4)
+    assert shifts.dense().tolist() == [[-0.25, 0.25, -0.25, 0.25]]
+    assert shifts.bits == 8 * (2 + 2) / 4
+
+
+def test_the_beginning_of_a_stack_is_a_smaller_weight():
+    whole = next(w for w in ALL if w.kind == "signstack" and w.blocks == 3)
+    first = whole.first(2)
+    cut = {name: tensor[:2] for name, tensor in whole.tensors().items()}
+    assert torch.equal(build({**whole.spec(), "blocks": 2}, cut).dense(), first.dense())
+    assert torch.equal(whole.first(3).dense(), whole.dense())
+    assert first.bits == pytest.approx(whole.bits * 2 / 3, rel=1e-12)
+    last = SignStack(*(part[2:] for part in unstacked(whole)))
+    assert torch.equal(first.dense() + last.dense(), whole.dense())
+    for count in (0, 4):
+        with pytest.raises(UsageError, match="1 to 3 blocks to take"):
+            whole.first(count)
+
+
+def unstacked(weight):
+    planes = [torch.from_numpy(read_bits(signs, 1, weight.shape[1])).bool() for signs in weight.signs]
+    return torch.stack(planes), weight.left, weight.right, weight.worth
+
+
 def test_low_rank_is_the_product_in_the_stored_dtype():
     left, right = matrix(7, 3), matrix(3, 5)
     weight = low_rank(left, right, torch.bfloat16)
@@ -364,6 +470,26 @@ def test_rotated_undoes_its_rotation():
     assert torch.equal(build(weight.spec(), weight.tensors()).signs, signs.to(torch.int8))
 
 
+def test_a_chain_of_rotations_turns_both_sides_back():
+    dense = matrix(24, 40)
+    left, right = torch.where(matrix(24) < 0, -1, 1), torch.where(matrix(40) < 0, -1, 1)
+    turned = transform(transform(dense, 40, right).T, 12, left).T
+    weight = Chain((Rotation(left, 12), Rotated(Dense(turned), 40, right)))
+    assert torch.allclose(weight.dense(), dense, atol=1e-5)
+    assert torch.equal(weight.factors[0].signs, left.to(torch.int8))
+    assert torch.allclose(weight.factors[0].dense() @ weight.factors[0].dense().T, torch.eye(24), atol=1e-6)
+    assert weight.factors[0].bits == 24 / 24**2
+
+
+def test_lattice_codes_come_back():
+    for bits in (1, 2):
+        codes = torch.randint(0, 256**bits, (6, 5), generator=seeded())
+        weight = Lattice(codes, torch.tensor([0.5]).half(), bits)
+        assert torch.equal(weight.codes, codes)
+        assert weight.shape == (6, 40)
+        assert weight.bits == bits + 16 / 240
+
+
 def test_gradients_reach_the_activations():
     x = matrix(3, 33).requires_grad_()
     for weight in examples(17, 33, seeded()):
@@ -382,6 +508,7 @@ def test_check_group_size_names_sizes_that_work():
 
 CODES = torch.zeros(2, 33, dtype=torch.uint8)
 HALF = torch.ones(2, 3).half()
+NEGATIVE, WIDE, WORTH = torch.zeros(1, 2, 33, dtype=torch.bool), torch.ones(1, 1, 33).half(), torch.ones(1)
 POINTS = torch.ones(2, 33, dtype=torch.int16)
 REFUSED = {
     "group size": (lambda: Grouped(CODES, HALF, None, 4, 16), "use one of 3, 11, 33"),
@@ -404,6 +531,18 @@ REFUSED = {
     "plane range": (lambda: BitPlanes(CODES + 2, HALF[..., None], HALF, 11), "1 planes hold at most 1"),
     "plane count": (lambda: BitPlanes(CODES, HALF, HALF, 11), "1 to 8 planes"),
     "plane overflow": (lambda: BitPlanes(CODES, HALF[..., None], HALF / 0, 11), "offset is not finite"),
+    "sign blocks": (lambda: SignPlanes(CODES, HALF[..., None], 3, 11), "blocks of a 2 x 33 matrix cannot be 3 x 11"),
+    "sign scales": (lambda: SignPlanes(CODES, HALF[..., None], 2, 11), r"scale must be float16 \[1, 3, 1\]"),
+    "sign range": (lambda: SignPlanes(CODES + 2, HALF[..., None], 1, 11), "1 planes hold at most 1"),
+    "sign count": (lambda: SignPlanes(CODES, HALF, 1, 11), "1 to 8 planes"),
+    "sign overflow": (lambda: SignPlanes(CODES, HALF[..., None] / 0, 1, 11), "scale is not finite"),
+    "shift range": (lambda: SignPlanes(CODES, (64 * HALF[..., None]).to(torch.int8), 1, 11), "shifts must be from -64 to 63"),
+    "stack rank": (lambda: SignStack(NEGATIVE, HALF[None, :, :0], HALF[None, :0], WORTH), r"\[blocks, out, 1 to 2\]"),
+    "stack blocks": (lambda: SignStack(NEGATIVE.repeat(65, 1, 1), HALF[None, :, :1], HALF[None], WORTH), "1 to 64 blocks"),
+    "stack signs": (lambda: SignStack(CODES[None], HALF[None, :, :1], WIDE, WORTH), r"negative must be bool \[1, 2, 33\]"),
+    "stack factor": (lambda: SignStack(NEGATIVE, HALF[None, :, :1], WIDE[..., 1:], WORTH), r"right must be float16 \[1, 1, 33\]"),
+    "stack worth": (lambda: SignStack(NEGATIVE, HALF[None, :, :1], WIDE, WORTH.repeat(2)), r"worth must be float32 \[1\]"),
+    "stack overflow": (lambda: SignStack(NEGATIVE, HALF[None, :, :1] / 0, WIDE, WORTH), "left is not finite"),
     "code entry": (lambda: Codebook(CODES[None] + 6, HALF.view(1, 6, 1)), "goes up to 6; the codebook has 6 entries"),
     "codebook size": (lambda: Codebook(CODES[None], torch.ones(1, 257, 1).half()), "2 to 256 entries"),
     "lone scale": (lambda: Codebook(CODES[None], HALF.view(1, 6, 1), HALF), "belong together"),
@@ -422,12 +561,21 @@ REFUSED = {
     ),
     "radius overflow": (lambda: Pyramid(POINTS, CODES[:, :3], HALF[0, :2] / 0, HALF[:, 0], 11), "radii is not finite"),
     "row scale": (lambda: Pyramid(POINTS, CODES[:, :3], HALF[0, :2], HALF[:1, 0], 11), r"scale must be float16 \[2\]"),
+    "lattice bits": (lambda: Lattice(CODES.long(), HALF[0, :1], 3), "bits must be 1 or 2, got 3; more bits are a sum"),
+    "lattice codes": (lambda: Lattice(CODES, HALF[0, :1], 2), r"codes must be int64 \[2, 33\], got uint8"),
+    "lattice range": (lambda: Lattice(CODES.long() + 256, HALF[0, :1], 1), "from 256 to 256; with 1 bits the largest is 255"),
+    "lattice below": (lambda: Lattice(CODES.long() - 1, HALF[0, :1], 2), "from -1 to -1"),
+    "lattice scale": (lambda: Lattice(CODES.long(), HALF[0, :2], 2), r"scale must be float16 \[1\]"),
+    "lattice overflow": (lambda: Lattice(CODES.long(), HALF[0, :1] / 0, 2), "scale is not finite"),
     "factors": (lambda: Chain((Dense(torch.ones(2, 3)), Dense(torch.ones(4, 2)))), "3 inputs take 4 outputs"),
     "no factors": (lambda: Chain(()), "1 to 64 parts, got 0"),
     "parts": (lambda: Sum((Dense(torch.ones(2, 3)), Dense(torch.ones(3, 2)))), "part 1 is 3 x 2, the sum is 2 x 3"),
     "block": (lambda: Rotated(Dense(torch.ones(2, 24)), 16), "use 24"),
     "no block": (lambda: Rotated(Dense(torch.ones(2, 33)), 11), "use 1"),
     "signs": (lambda: Rotated(Dense(torch.ones(2, 4)), 4, torch.tensor([1, 0, 1, 1])), r"\+1 and -1"),
+    "rotation block": (lambda: Rotation(torch.ones(24), 16), "use 24"),
+    "rotation signs": (lambda: Rotation(torch.tensor([1, 0, 1, 1]), 4), r"\+1 and -1"),
+    "rotation rank": (lambda: Rotation(torch.ones(2, 2), 2), r"\+1 and -1, got \[2, 2\]"),
     "signs shape": (lambda: Rotated(Dense(torch.ones(2, 4)), 4, torch.ones(3)), r"\[in=4\]"),
 }
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from trimtab.core.errors import ModelError, TrimtabError
 from trimtab.formats import FORMATS, NM, Dense, build, layout, registry
-from trimtab.testing.weights import examples
+from trimtab.testing.weights import examples, rotation
 
-ALL = examples(4, 24, torch.Generator().manual_seed(0))
+ALL = [*examples(4, 24, torch.Generator().manual_seed(0)), rotation(24, torch.Generator().manual_seed(0))]
 over_all = pytest.mark.parametrize("weight", ALL, ids=[f"{i}-{w.kind}" for i, w in enumerate(ALL)])
 
 DEEP: dict = {"kind": "dense", "shape": [1, 1], "dtype": "float32"}
@@ -139,9 +139,15 @@ def damaged(kind: str, name: str, value: object) -> tuple[dict, dict]:
         ("grouped", "scale", float("nan"), "grouped: scale is not finite"),
         ("bitplanes", "offset", float("inf"), "bitplanes: offset is not finite"),
         ("bitplanes", "scale", float("nan"), "bitplanes: scale is not finite"),
+        ("signplanes", "scale", float("nan"), "signplanes: scale is not finite"),
+        ("signplanes", "shifts", -65, "signplanes: shifts must be from -64 to 63"),
+        ("signstack", "left", float("inf"), "signstack: left is not finite"),
+        ("signstack", "right", float("nan"), "signstack: right is not finite"),
+        ("signstack", "worth", float("nan"), "signstack: worth is not finite"),
         ("codebook", "codebook", float("-inf"), "codebook: codebook is not finite"),
         ("pyramid", "radii", float("nan"), "pyramid: radii is not finite"),
         ("pyramid", "scale", float("inf"), "pyramid: scale is not finite"),
+        ("lattice", "scale", float("nan"), "lattice: scale is not finite"),
         ("pyramid", "points", 255, "'points' goes beyond the points that there are"),
     ],
 )
@@ -177,6 +183,23 @@ def test_messages_say_what(change, message):
     weight = next(w for w in ALL if w.kind == "grouped")
     with pytest.raises(ModelError, match=message):
         build({**weight.spec(), **change}, weight.tensors())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"kind": "rotation", "shape": [4, 8], "block": 4}, r"a rotation is square, its shape is \[4, 8\]"),
+        ({"kind": "rotation", "shape": [24, 24], "block": 5}, "block 5 does not divide 24"),
+        ({"kind": "rotation", "shape": [33, 33], "block": 11}, "no Hadamard matrix of order 11"),
+        ({"kind": "rotation", "shape": [24, 24], "block": True}, "block must be a whole number"),
+        ({"kind": "lattice", "shape": [4, 12], "bits": 2}, "a point's dimension 8 does not divide 12"),
+        ({"kind": "lattice", "shape": [4, 24], "bits": 3}, "bits must be a whole number from 1 to 2, got 3"),
+        ({"kind": "lattice", "shape": [4, 24], "bits": 1.0}, "bits must be a whole number"),
+    ],
+)
+def test_rotations_and_lattices_that_cannot_be(spec, message):
+    with pytest.raises(ModelError, match=message):
+        layout(spec)
 
 
 def test_nothing_is_allocated_for_a_huge_claim():

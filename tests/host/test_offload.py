@@ -105,12 +105,11 @@ def limited(*words: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts addresses")
-@pytest.mark.xfail(strict=False, reason="runs out of addresses at times, and nobody knows yet what takes them")
 def test_a_model_larger_than_the_limit_goes_through(text, tmp_path):
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 48, "num_attention_heads": 4}
     model = tiny_folder(tmp_path / "model", **sizes)
     size = (model / "model.safetensors").stat().st_size
-    room = size // 2
+    room = size // 4
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe(text, "wanda(sparsity=0.5) -> rtn(bits=4, group_size=64)").yaml())
     small = tiny_folder(tmp_path / "small")

@@ -1,5 +1,6 @@
 """What differs on systems that are not POSIX, tried with their calls exchanged for stand-ins."""
 
+import ast
 import importlib.util
 import os
 import sys
@@ -10,7 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from trimtab.host import locks, peak, publish
+from trimtab.core.errors import UsageError
+from trimtab.host import locks, peak, publish, store
 from trimtab.host.publish import check_target
 
 
@@ -72,6 +74,31 @@ def test_a_lock_does_not_move_where_a_file_is_read_and_written(windows, tmp_path
         file.write(b"two\n")
     assert path.read_bytes() == b"one\ntwo\n"
     assert not system.held
+
+
+def test_state_is_held_without_flock(windows, tmp_path, monkeypatch):
+    module, _ = windows
+    monkeypatch.setattr(store, "take_now", module.take_now)
+    monkeypatch.setattr(store, "os", Elsewhere())
+    monkeypatch.setattr(publish, "os", Elsewhere())
+    with store.held(tmp_path / "state"):
+        held = store.Store(tmp_path / "state")
+        held.commit({"n": 1}, set())
+        assert held.newest() == {"n": 1}
+        with pytest.raises(UsageError, match=f"process {os.getpid()} is writing there"), store.held(tmp_path / "state"):
+            pytest.fail("two at a time")
+        held.clear()
+    assert not (tmp_path / "state").exists()
+
+
+def test_modules_of_posix_are_imported_only_where_they_are():
+    """At the top of a file, that is: what is inside of a function or a condition knows what it does."""
+    wrong = []
+    for file in (Path(locks.__file__).parents[1]).rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+            wrong += [(file.name, name) for name in names if name in ("fcntl", "resource", "pwd", "grp", "termios")]
+    assert not wrong
 
 
 def test_peak_memory_without_getrusage(monkeypatch):

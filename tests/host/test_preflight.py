@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -106,5 +107,11 @@ def test_what_does_not_fit_is_refused_and_fewer_tokens_are_named(text, tmp_path,
 
 def test_limits_count(monkeypatch):
     free = module.available()
-    monkeypatch.setattr(module.resource, "getrlimit", lambda which: (free // 2, free))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (free // 2, free))
     assert module.available() <= free // 2
+
+
+def test_where_there_are_no_such_limits_none_counts(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert module.available() > 0

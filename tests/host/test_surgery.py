@@ -190,3 +190,12 @@ def test_a_conv1d_skeleton_keeps_its_bias():
 def test_packed_layers_are_found_by_type():
     model = MODELS["llama"]()
     assert sum(isinstance(m, PackedLinear) for m in model.modules()) == 4
+
+
+def test_an_error_without_words_is_named_by_its_kind(monkeypatch):
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(surgery, "_shape_one", fail)
+    with pytest.raises(ModelError, match=f"cannot build '{UP}' as described: RuntimeError"):
+        surgery.shape(llama(), {UP: {"kind": "dense"}}, torch.float32)

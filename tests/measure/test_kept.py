@@ -1,5 +1,8 @@
 """Kept results come back exactly, belong to their key alone, and a damaged one is no result."""
 
+import errno
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,6 +42,37 @@ def test_a_damaged_entry_is_no_result(kept, file):
     assert kept.get({"model": "a"}) is None
     kept.put({"model": "a"}, 1)
     assert kept.get({"model": "a"}) == (1, {})
+
+
+def test_what_another_process_put_meanwhile_counts_and_nothing_fails(kept, monkeypatch):
+    rename = Path.rename
+
+    def beaten(self, target):
+        monkeypatch.setattr(Path, "rename", rename)
+        kept.put({"model": "a"}, 2)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", beaten)
+    kept.put({"model": "a"}, 1)
+    assert kept.get({"model": "a"}) == (2, {})
+    assert len(list(kept.place.iterdir())) == 1
+
+
+def test_an_error_of_the_disk_is_an_error(kept, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        kept.put({"model": "a"}, 1)
+
+
+def test_what_is_forgotten_is_gone(kept):
+    kept.put({"model": "a"}, 1)
+    kept.put({"model": "b"}, 2)
+    kept.forget({"model": "a"})
+    assert kept.get({"model": "a"}) is None
+    assert kept.get({"model": "b"}) == (2, {})
 
 
 def test_nothing_half_written_stays(kept):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimtab.cli import show, verdicts
+from trimtab.cli.manners import MEASURED, stoppable
 from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
@@ -51,7 +52,7 @@ def compare(
     if out is not None:
         _check_writable(Path(out))
     named = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    with working(quiet, verbose, progress) as watch:
+    with stoppable(lambda: MEASURED), working(quiet, verbose, progress, resumable=True) as watch:
         from trimtab.measure.compare import compare as run
         from trimtab.measure.setting import Setting
 

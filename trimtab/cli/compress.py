@@ -1,14 +1,12 @@
 """`trimtab compress` and `trimtab plan`: the same words, once carried out and once only looked at."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli import complete, show
-from trimtab.cli.manners import Exit, Interrupted, Terminated
+from trimtab.cli.manners import stoppable
 from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.cli.request import Request, Shown, knob_rows, understand
@@ -86,7 +84,7 @@ def compress(
         how["offload"] = offload
     if checkpoint_every is not None:
         how["checkpoint_every"] = checkpoint_every
-    with _stoppable(out), working(quiet, verbose, progress, resumable=True) as watch:
+    with stoppable(lambda: what_is_left(out)), working(quiet, verbose, progress, resumable=True) as watch:
         before = folder_size(model)  # now: the result may replace it
         done = _run(model, steps, out, watch, dtype=dtype_of(dtype), device=device_of(device), **how)
     if json:
@@ -96,18 +94,13 @@ def compress(
         _tell(done, before, folder_size(out), profile)
 
 
-@contextmanager
-def _stoppable(out: str) -> Iterator[None]:
-    """Whoever stops it hears what has become of the work."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        from trimtab.host.keeping import is_kept, state_of
+def what_is_left(out: str | None) -> str:
+    """Of work on `out` that was stopped."""
+    from trimtab.host.keeping import is_kept, state_of
 
-        kept = is_kept(out)
-        what = f"the same command goes on from what is kept in {state_of(out).name}" if kept else "nothing was left half-written"
-        code = Exit.RESUMABLE if isinstance(error, Terminated) else Exit.INTERRUPTED
-        raise Interrupted(f"{'stopped' if kept else 'interrupted'}; {what}", code) from error
+    if out is not None and is_kept(out):
+        return f"stopped; the same command goes on from what is kept in {state_of(out).name}"
+    return "interrupted; nothing was left half-written"
 
 
 def _run(model: str, recipe: "Recipe", out: str, watch: "Watcher", **how: Any) -> "Compressed":

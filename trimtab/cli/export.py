@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimtab.cli import complete, show
+from trimtab.cli.compress import what_is_left
+from trimtab.cli.manners import stoppable
 from trimtab.cli.options import Json, Model, Quiet, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
@@ -29,6 +31,8 @@ def export(
     out: Annotated[str | None, typer.Option("-o", "--output-dir", metavar="OUT", help="Folder to write.")] = None,
     requantize: Annotated[str | None, typer.Option(metavar="FORMAT", help=REQUANTIZE)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder, once the new one is whole.")] = False,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Keep and take up what a stopped run left.")] = True,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what a stopped run left, and start over.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of every tensor.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -40,10 +44,12 @@ def export(
     """
     if out is None and not dry_run:
         raise UsageError("no output folder given; write -o OUT, or --dry-run to only look")
-    with working(quiet, verbose) as watch:
+    how = {"requantize": requantize, "overwrite": overwrite, "resume": resume, "fresh": fresh}
+    place = None if dry_run else out
+    with stoppable(lambda: what_is_left(place)), working(quiet, verbose, resumable=True) as watch:
         from trimtab.host.export.job import export as exported
 
-        done = exported(model, to, None if dry_run else out, requantize=requantize, overwrite=overwrite, watch=watch)
+        done = exported(model, to, place, **how, watch=watch)
     if json:
         show.as_json(done.json())
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from trimtab.cli import complete, show
-from trimtab.cli.options import Device, Dtype, Json, Model, Quiet, Threads, Verbose
+from trimtab.cli.options import Device, Dtype, Json, Memory, Model, Quiet, Threads, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
 
@@ -45,6 +45,7 @@ def generate(
     threads: Threads = None,
     dtype: Dtype = None,
     device: Device = None,
+    memory: Memory = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -60,7 +61,7 @@ def generate(
         from trimtab.runtime.batch import seeded
 
         watch(Progress("load", 0, 1, model))
-        voice = open_voice(model, engine, threads, dtype, device)
+        voice = open_voice(model, engine, threads, dtype, device, memory)
         sampling = sampling_of(seed, temperature, top_k, top_p, repetition_penalty, voice)
         ids = [asked(voice, each, chat) for each in prompt]
     # No bars from here on: they would be drawn over the text.

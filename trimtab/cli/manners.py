@@ -19,6 +19,7 @@ from trimtab.core.errors import TrimtabError, UsageError
 
 OFF = ("", "0", "false", "no", "off")
 NO_COLOR = "--no-color"
+MEASURED = "stopped; the same command goes on from what was measured"
 LONGEST_LINE = 2000  # characters
 HUSH = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
@@ -46,6 +47,15 @@ class Interrupted(Exception):
     def __init__(self, message: str = "interrupted; nothing was left half-written", code: Exit = Exit.INTERRUPTED):
         super().__init__(message)
         self.code = code
+
+
+@contextmanager
+def stoppable(left: Callable[[], str]) -> Iterator[None]:
+    """Whoever stops the work inside hears what is left of it; a program that does learns it from the exit code."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(left(), Exit.RESUMABLE if isinstance(error, Terminated) else Exit.INTERRUPTED) from error
 
 
 def is_set(variable: str) -> bool:

@@ -8,13 +8,15 @@ import typer
 
 from trimtab.cli import show
 from trimtab.cli.compress import folder_size
-from trimtab.cli.options import Device, Dtype, Json, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli.manners import MEASURED, stoppable
+from trimtab.cli.options import Device, Dtype, Json, Memory, Quiet, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
 
 if TYPE_CHECKING:
     from trimtab.core.progress import Watcher
     from trimtab.core.report import Measurement
+    from trimtab.measure.pieces import Pieces
 
 Models = Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help="Folders or hub names.", show_default=False)]
 TASKS = "Comma-separated: arc_easy,sciq; mine.jsonl; lm-eval:mmlu; 'all' of the pack; 'kick'; 'list'."
@@ -39,6 +41,7 @@ def measure(
     samples: Annotated[bool, typer.Option("--samples", help="Also what the models write after a few fixed prompts.")] = False,
     dtype: Dtype = None,
     device: Device = None,
+    memory: Memory = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -52,15 +55,19 @@ def measure(
     setting = {"source": text, "windows": windows, "length": length, "stride": stride, "seed": seed, "speed": speed}
     found: dict[str, list[Measurement]] = {}
     written: dict[str, list[dict[str, str]]] = {}
-    with working(quiet, verbose) as watch:
-        place = {"device": device_of(device), "dtype": dtype_of(dtype)}
+    pieces: list[Pieces] = []
+    with stoppable(lambda: MEASURED), working(quiet, verbose, resumable=True) as watch:
+        place = {"device": device_of(device), "dtype": dtype_of(dtype), "memory": memory}
         setting |= {"tasks": _named(tasks), "limit": limit or None}
         for number, model in enumerate(dict.fromkeys(models)):
             opened = _opened(model, place, watch, (number, len(models)))
-            found[model] = _measured(model, opened, setting, watch)
+            pieces.append(_pieces(model, place))
+            found[model] = _measured(model, opened, setting | {"keep": pieces[-1]}, watch)
             if samples:
                 written[model] = _samples(opened)
             del opened  # before the next one is opened
+    for own in pieces:
+        own.forget()
     _show(found, written, json)
 
 
@@ -92,6 +99,15 @@ def _opened(model: str, place: Mapping[str, Any], watch: "Watcher", number: Sequ
 
     watch(Progress("measure", number[0], number[1], model))
     return open_with_tokenizer(model, place)
+
+
+def _pieces(model: str, place: Mapping[str, Any]) -> "Pieces":
+    """What is kept of a model's measurement until all of them are told."""
+    from trimtab.host.checkpoint import local_folder
+    from trimtab.host.model_assets import resolve_model
+    from trimtab.measure.pieces import Pieces, depends_on
+
+    return Pieces(depends_on(local_folder(resolve_model(model)), **place))
 
 
 def _measured(model: str, opened: tuple[Any, Any], setting: Mapping[str, Any], watch: "Watcher") -> "list[Measurement]":
@@ -129,10 +145,9 @@ def _column(model: str, column: "list[Measurement]", said: list[dict[str, str]] 
 
 def open_with_tokenizer(model: str, place: Mapping[str, Any]) -> tuple[Any, Any]:
     """Raises `UsageError` where there is no tokenizer."""
-    from trimtab.host.checkpoint import load
-    from trimtab.host.model_assets import resolve_model
+    from trimtab.host.opening import load
 
-    opened, tokenizer = load(resolve_model(model), **place)
+    opened, tokenizer = load(model, **place)
     if tokenizer is None:
         raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
     return opened, tokenizer

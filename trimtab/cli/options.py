@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.core.errors import UsageError, did_you_mean
+from trimtab.core.errors import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,8 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks, and 
 Style = Annotated[str, typer.Option("--progress", help="auto: a bar or lines; json: one JSON object a line, on stderr.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, for what is not compressed. (default: as stored)")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ... (default: cpu)")]
+MEMORY = "At most so much for the tensors, such as 60MB or 40%: of stacks of blocks (bitstack) as many are opened as fit."
+Memory = Annotated[str | None, typer.Option(help=MEMORY)]
 Threads = Annotated[int | None, typer.Option(min=1, help="How many threads compute. (default: all cores)")]
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -45,5 +47,5 @@ def device_of(name: str | None) -> Any:
         torch.empty(1, device=name)
     # Which exception a missing device raises depends on the device.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {name!r} cannot be used here: {first_line(error)}") from error
     return torch.device(name)

@@ -128,14 +128,22 @@ class Torch:
         return said
 
 
-def open_voice(model: str, engine: str, threads: int | None, dtype: str | None = None, device: str | None = None) -> Voice:
+def open_voice(
+    model: str,
+    engine: str,
+    threads: int | None,
+    dtype: str | None = None,
+    device: str | None = None,
+    memory: str | None = None,
+) -> Voice:
     """The native session, or, with a line on stderr that says why not, transformers. Raises `UsageError`.
 
-    engine: native (or an error), torch (asked for), auto. dtype and device belong to torch: with them it is meant.
+    engine: native (or an error), torch (asked for), auto. dtype, device and memory belong to torch: with them it is meant.
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine cannot be {engine!r}{did_you_mean(engine, ENGINES)}")
-    asked = next((name for name, value in (("--dtype", dtype), ("--device", device)) if value is not None), "")
+    torchs = {"--dtype": dtype, "--device": device, "--memory": memory}
+    asked = next((name for name, value in torchs.items() if value is not None), "")
     if engine == "native" and asked:
         raise UsageError(f"{asked} belongs to the torch engine; leave it out, or ask with --engine torch")
     why = ""
@@ -148,7 +156,7 @@ def open_voice(model: str, engine: str, threads: int | None, dtype: str | None =
             why = str(error)
     from trimtab.cli.options import device_of, dtype_of
 
-    voice = Torch(model, threads, {"device": device_of(device), "dtype": dtype_of(dtype)})
+    voice = Torch(model, threads, {"device": device_of(device), "dtype": dtype_of(dtype), "memory": memory})
     if why:  # now that it is true
         complain(f"{why}; transformers' generate answers instead", "note: ")
     return voice

@@ -31,6 +31,11 @@ class CalibrationError(TrimtabError):
     """What was seen during calibration does not determine an answer (singular, not finite)."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library says of an error, in a line; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """A suffix such as `; did you mean 'gptq'?`, or the whole list when nothing is close."""
     known = sorted(options)

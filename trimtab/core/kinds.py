@@ -14,7 +14,7 @@ from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.core.card import Card
 from trimtab.core.errors import UsageError
@@ -191,6 +191,44 @@ class LinearMethod(Method):
 
     @abstractmethod
     def solve(self, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight: ...
+
+
+class Learner(nn.Module, ABC):
+    """A matrix while it is learned: what its parameters make of it now.
+
+    rates: the learning rate of every parameter, by name. progress: the fraction of the learning that is done, set from outside
+    before every step and 1.0 at the end, for what hardens as it goes.
+    """
+
+    rates: Mapping[str, float]
+    progress: float = 0.0
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """[out, in] float32, through which gradients flow. At progress 1.0 it equals `result().dense()`."""
+
+    @abstractmethod
+    def result(self) -> LinearWeight: ...
+
+
+class BlockMethod(LinearMethod):
+    """A linear method whose matrices are learned, together: blocks shall answer as the untouched ones do.
+
+    Declares the knob `epochs` (passes over the calibration set). `needs` holds nothing that has to be collected.
+    """
+
+    epochs: int
+
+    def windows(self, depth: int) -> Sequence[range]:
+        """The blocks that are learned together, one window after the other; neither starts nor ends ever fall."""
+        return [range(block, block + 1) for block in range(depth)]
+
+    @abstractmethod
+    def begin(self, weight: LinearWeight, seen: Seen, site: Site) -> Learner: ...
+
+    def solve(self, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight:
+        """Where learning starts from, which is an answer too."""
+        return self.begin(weight, seen, site).result()
 
 
 class ChannelMethod(Method):

@@ -11,10 +11,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from trimtab.core.errors import TrimtabError, UsageError, did_you_mean
-from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, Method, ModelMethod, ProbeMethod, ScaleMethod
+from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMethod, Method, ModelMethod, ProbeMethod, ScaleMethod
 
 GROUP = "trimtab.methods"
 KINDS: dict[type[Method], str] = {
+    BlockMethod: "block",  # before what it is a special case of
     LinearMethod: "linear",
     ChannelMethod: "channel",
     ModelMethod: "model",
@@ -64,7 +65,7 @@ def get(id: str) -> type[Method]:
 
 
 def kind(method: type[Method]) -> str:
-    """linear, channel, model, scale, allocator or probe."""
+    """block, linear, channel, model, scale, allocator or probe."""
     for base, name in KINDS.items():
         if issubclass(method, base):
             return name

@@ -89,7 +89,7 @@ class PackedLinear(nn.Module):
         weight = self.weight_value
         if KERNELS and not self.training and kernels.serves(weight):
             return kernels.linear(x, weight, self.bias)
-        if DENSE_CACHE and not self.training:
+        if DENSE_CACHE and not self.training and not forward.picks(weight, x):
             weight = self._kept("leaves", x.dtype, lambda: with_dense_leaves(weight, x.dtype))
         return forward.linear(x, weight, self.bias)
 

@@ -165,13 +165,16 @@ def strengths_chosen(bench: Bench, work: Mapping[int, Mapping[Site, LinearMethod
         _commit(bench, [])
 
 
-def block_done(bench: Bench, anatomy: Anatomy, block: int | None, sites: Iterable[Site], streams: Sequence[Stream]) -> bool:
+def block_done(
+    bench: Bench, anatomy: Anatomy, block: int | None, sites: Iterable[Site], streams: Sequence[Stream], settled: bool = True
+) -> bool:
     """A block went through all steps of the phase, and the streams are behind it. Returns whether that is kept now.
 
-    block: None for what is outside of the blocks, which comes last; the phase's end is then its commit.
+    block: None for what is outside of the blocks, which comes last; the phase's end is then its commit. settled: nothing is in
+    the making that the streams do not show.
     """
     bench.place.changed.update((site.name, None) for site in sites if site.block == block)
-    if block is None or not bench.keeper.due():
+    if block is None or not settled or not bench.keeper.due():
         return False
     bench.place.blocks = block + 1
     last = block + 1 == len(anatomy.blocks)

@@ -16,7 +16,7 @@ from torch import Tensor
 from trimtab.anatomy import Anatomy
 from trimtab.core.edits import DropBlock, Edits, SetWeight
 from trimtab.core.errors import CalibrationError, ModelError
-from trimtab.core.kinds import LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage
+from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe, Step
@@ -38,6 +38,7 @@ from trimtab.engine.resume import UNKEPT, Begun, Keeper, Place, block_done, done
 from trimtab.engine.shelf import Shelf
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
+from trimtab.engine.tuning import tune
 from trimtab.formats import Masked
 from trimtab.stats import Gram
 from trimtab.tensors.products import fast_products
@@ -122,7 +123,7 @@ def run(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), fast_products(), kept_heap(), nothing_kept_unpacked():
+        with torch.no_grad(), fast_products(), kept_heap() if depot is None else nullcontext(), nothing_kept_unpacked():
             _carry_out(bench)
         bench.notes += notes(model, compute) if "forward" in bench.profile.seconds else []
     finally:
@@ -153,7 +154,8 @@ def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
 
     def key(numbered: Numbered) -> Any:
         number, step = numbered
-        return step.method.carry if isinstance(step.method, LinearMethod) else number
+        together = isinstance(step.method, LinearMethod) and not isinstance(step.method, BlockMethod)
+        return step.method.carry if together else number
 
     return [list(group) for _, group in groupby(enumerate(steps, 1), key)]
 
@@ -164,8 +166,12 @@ def _linear(bench: Bench, steps: list[Numbered]) -> None:
     work = _strengths(bench, anatomy, steps) if begun is None else _recalled(anatomy, steps, begun)
     if begun is None:
         strengths_chosen(bench, work)
-    with bench.depot or Shelf(anatomy, use=_needs_data(work)) as shelf:
-        _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf, begun)  # type: ignore[attr-defined]
+    learned = isinstance(steps[0][1].method, BlockMethod)
+    with bench.depot or Shelf(anatomy, use=learned or _needs_data(work)) as shelf:
+        if learned:
+            tune(bench, anatomy, steps[0][0], work[steps[0][0]], shelf, begun)
+        else:
+            _sweep(bench, anatomy, work, steps[0][1].method.carry, shelf, begun)  # type: ignore[attr-defined]
     bench.watch(Progress("sweep", len(anatomy.blocks), len(anatomy.blocks)))
 
 
@@ -361,4 +367,4 @@ def _dropped(edits: Edits) -> dict[str, Any]:
     return {"dropped_blocks": blocks} if blocks else {}
 
 
-_RUNNERS = {"linear": _linear, "channel": narrow, "model": _rewrite, "scale": fold}
+_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": _rewrite, "scale": fold}

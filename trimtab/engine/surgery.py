@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.errors import ModelError, TrimtabError
+from trimtab.core.errors import ModelError, TrimtabError, first_line
 from trimtab.core.kinds import LinearWeight
 from trimtab.engine.packed_linear import PackedLinear, PackedStack
 from trimtab.formats import Dense
@@ -74,7 +74,7 @@ def shape(model: nn.Module, modules: Mapping[str, Any], dtype: torch.dtype) -> N
         try:
             _shape_one(model, path, dict(entry), dtype)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, TrimtabError) as error:
-            raise ModelError(f"cannot build {path!r:.200} as described: {str(error).splitlines()[0]:.300}") from error
+            raise ModelError(f"cannot build {path!r:.200} as described: {first_line(error):.300}") from error
 
 
 def describe(model: nn.Module, skeleton: nn.Module) -> Modules:

@@ -95,7 +95,7 @@ class Stream:
         tally = _Tally({site: wanted for site, wanted in needs.items() if wanted}, of_block, self.profile)
         outputs = advance or bool(of_block) or tally.late
         if outputs or tally.needs or beside:
-            with self._forward(block):
+            with self.computing(block):
                 for batch, entering in enumerate(self.hidden):
                     if beside:
                         tally.tokens = entering.shape[0] * entering.shape[1]
@@ -121,7 +121,7 @@ class Stream:
 
     def advance(self, block: int) -> None:
         """Replace the hidden states by the outputs of the block as it is now."""
-        with self._forward(block):
+        with self.computing(block):
             for batch in range(len(self.hidden)):
                 self.hidden[batch] = self.drive(block, batch)
         give_back()
@@ -136,7 +136,7 @@ class Stream:
         return logits
 
     @contextmanager
-    def _forward(self, block: int) -> Iterator[None]:
+    def computing(self, block: int) -> Iterator[None]:
         """Inside, the block is in memory and computes as this stream does."""
         real = self.anatomy.blocks[block]
         with (

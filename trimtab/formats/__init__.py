@@ -6,15 +6,34 @@ from trimtab.formats.codebook import Codebook
 from trimtab.formats.dense import Dense
 from trimtab.formats.forward import linear
 from trimtab.formats.grouped import Grouped, check_group_size
+from trimtab.formats.lattice import Lattice
 from trimtab.formats.lowrank import Chain, low_rank
 from trimtab.formats.masked import Masked
 from trimtab.formats.nm import NM
 from trimtab.formats.pyramid import Pyramid
 from trimtab.formats.registry import FORMATS, build, layout
 from trimtab.formats.rotated import Rotated
+from trimtab.formats.rotation import Rotation
+from trimtab.formats.signplanes import SignPlanes
+from trimtab.formats.signstack import SignStack
 from trimtab.formats.sum import Sum
 
-_OURS: tuple[type[LinearWeight], ...] = (Dense, Masked, NM, Grouped, BitPlanes, Codebook, Pyramid, Chain, Sum, Rotated)
+_OURS: tuple[type[LinearWeight], ...] = (
+    Dense,
+    Masked,
+    NM,
+    Grouped,
+    BitPlanes,
+    SignPlanes,
+    SignStack,
+    Codebook,
+    Pyramid,
+    Lattice,
+    Chain,
+    Sum,
+    Rotated,
+    Rotation,
+)
 FORMATS.update({format.kind: format for format in _OURS})
 
 
@@ -31,9 +50,13 @@ __all__ = [
     "Codebook",
     "Dense",
     "Grouped",
+    "Lattice",
     "Masked",
     "Pyramid",
     "Rotated",
+    "Rotation",
+    "SignPlanes",
+    "SignStack",
     "Sum",
     "build",
     "check_group_size",

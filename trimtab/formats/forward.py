@@ -5,20 +5,41 @@ dense(). This is the specification in terms of outputs, and the path where no ke
 """
 
 from collections.abc import Callable, Iterator
+from typing import TypeGuard
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.core.kinds import LinearWeight
+from trimtab.formats.codebook import Codebook
 from trimtab.formats.lowrank import Chain
 from trimtab.formats.rotated import Rotated
+from trimtab.formats.rotation import Rotation
 from trimtab.formats.sum import Sum
-from trimtab.tensors.hadamard import transform
+from trimtab.tensors.hadamard import inverse, transform
 
 
 def through_dense(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
     """One product with the unpacked matrix, in the dtype of x."""
     return F.linear(x, weight.dense().to(x.dtype), bias)
+
+
+FEW = 8  # rows of x up to which picking sums out of a table beats the product: the table is read once, the picks per row
+
+
+def picks(weight: LinearWeight, x: Tensor) -> TypeGuard[Codebook]:
+    """Whether outputs are sums of entries that are whole rows, and x has few rows: then entries are multiplied, not outputs."""
+    whole = isinstance(weight, Codebook) and weight.scale is None and weight.codebook.shape[-1] == weight.shape[1]
+    return whole and x.numel() <= FEW * x.shape[-1]
+
+
+def _picked(x: Tensor, weight: Codebook, bias: Tensor | None) -> Tensor:
+    products = x @ weight.codebook.flatten(0, 1).to(x.dtype).T  # [..., books * entries]
+    codes, entries = weight.codes.flatten(1).long(), weight.codebook.shape[1]
+    total = products[..., codes[0]]
+    for book in range(1, len(codes)):
+        total = total + products[..., codes[book] + book * entries]
+    return total if bias is None else total + bias
 
 
 Leaf = Callable[[Tensor, LinearWeight, Tensor | None], Tensor]
@@ -40,6 +61,11 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None, leaf: Le
         return total
     if isinstance(weight, Rotated):
         return linear(transform(x, weight.block, weight.signs), weight.inner, bias, leaf)
+    if picks(weight, x):
+        return _picked(x, weight, bias)
+    if isinstance(weight, Rotation):
+        y = inverse(x, weight.block, weight.signs)
+        return y if bias is None else y + bias
     return leaf(x, weight, bias)
 
 
@@ -51,6 +77,8 @@ def leaves(weight: LinearWeight) -> Iterator[LinearWeight]:
         parts = weight.parts
     elif isinstance(weight, Rotated):
         parts = (weight.inner,)
+    elif isinstance(weight, Rotation):
+        return
     else:
         yield weight
         return

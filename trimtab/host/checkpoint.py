@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from trimtab.host.publish import is_unfinished, publish, recover
 from trimtab.host.quantizer import METHOD, TrimtabConfig, TrimtabQuantizer
 from trimtab.host.settle import settle
 
+Opened = TypeVar("Opened")
 Tokenizer = PreTrainedTokenizerBase | None
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -73,9 +74,14 @@ def load(
     Raises `ModelError`, one line that names the file and what to do, for anything missing, damaged or out of bounds.
     """
     place = local_folder(folder)
+    return unreplaced(place, lambda: _loaded(place, device, dtype))
+
+
+def unreplaced(place: Path, read: Callable[[], Opened]) -> Opened:
+    """What `read` makes of a folder. Raises `ModelError` if it was exchanged for another meanwhile."""
     before = _which(place)
     try:
-        opened = _loaded(place, device, dtype)
+        opened = read()
     except ModelError as error:
         if _which(place) != before:
             raise _replaced(place) from error

@@ -22,6 +22,7 @@ from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
 from trimtab.data.windows import calibration_windows
 from trimtab.engine.depot import Depot
+from trimtab.engine.memory import parted_heap
 from trimtab.engine.plan import Plan
 from trimtab.engine.plan import plan as planned
 from trimtab.engine.references import named
@@ -30,7 +31,7 @@ from trimtab.engine.run import run
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, local_folder, save
 from trimtab.host.identity import identity
-from trimtab.host.keeping import EVERY, Keeping, state_of
+from trimtab.host.keeping import EVERY, Keeping, holding
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.offload import check_steps, open_model, save_model
 from trimtab.host.peak import peak_memory
@@ -38,7 +39,7 @@ from trimtab.host.preflight import Preflight, check_opening, preflight
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_apart, check_target, ensure_space, recover
 from trimtab.host.source import history
-from trimtab.host.store import Store, held
+from trimtab.host.store import Store
 
 Asked = str | Path | Recipe | Method | Step | Sequence[Method | Step]
 
@@ -92,7 +93,7 @@ def compress(
         return _carried_out(asked, None, None)[0]
     if isinstance(model, str | Path):
         check_apart(model, out)
-    with _state(out) as folder:
+    with holding(out) as folder:
         keeping = Keeping(Store(folder), fresh, checkpoint_every) if resume and isinstance(model, str | Path) else None
         if keeping is not None and keeping.is_finished(Path(out)):
             recover(out)
@@ -126,17 +127,6 @@ class _Asked:
         return self.model.config.name_or_path or type(self.model).__name__
 
 
-@contextmanager
-def _state(out: str | Path) -> Iterator[Path]:
-    """The folder of the state beside `out`, held. Raises `UsageError` where another process holds it or nothing can be made."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(held(folder := state_of(out)))
-        except OSError as error:
-            raise UsageError(f"cannot write beside {out}: {error.strerror}") from error
-        yield folder
-
-
 def _check_offload(asked: _Asked, out: str | Path | None) -> None:
     if out is None or not isinstance(asked.model, str | Path):
         raise UsageError("offload is for models in files whose result goes to files; name a folder, and give out=")
@@ -147,7 +137,7 @@ def _check_offload(asked: _Asked, out: str | Path | None) -> None:
 
 @contextmanager
 def _place(offload: str | Path | None) -> Iterator[Path | None]:
-    """A folder of this run's own, gone at the end."""
+    """A folder of this run's own, gone at the end. Inside, large tensors leave no holes among the addresses of the process."""
     if offload is None:
         yield None
         return
@@ -157,6 +147,7 @@ def _place(offload: str | Path | None) -> Iterator[Path | None]:
             place = stack.enter_context(TemporaryDirectory(prefix="trimtab-", dir=offload))
         except OSError as error:
             raise UsageError(f"cannot write to {offload}: {error.strerror}") from error
+        stack.enter_context(parted_heap())
         yield Path(place)
 
 

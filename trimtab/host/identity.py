@@ -8,7 +8,7 @@ bits could differ, because other code computes the same, the run goes on and its
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ RULES: dict[str, tuple[Bears, str]] = {
     "recipe.calibration.text": (Bears.FREE, "what the text is called; its tokens count"),
     "tokens": (Bears.REFUSED, "SHA-256 over the calibration tokens"),
     "methods": (Bears.REFUSED, "code of the recipe's methods, comments left out"),
+    "to": (Bears.REFUSED, "what is exported to"),
+    "requantize": (Bears.REFUSED, "--requantize"),
+    "writer": (Bears.REFUSED, "code of that format, comments left out"),
     "dtype": (Bears.REFUSED, "--dtype"),
     "packed": (Bears.REFUSED, "--packed"),
     "device": (Bears.REFUSED, "cpu, cuda, ..."),
@@ -72,14 +75,24 @@ def identity(
         "packed": packed,
         "device": str(device or "cpu"),
         "versions": versions(),
-        "machine": {**machine(), "kernels": kernels.instruction_set() if kernels.available() else "none"},
+        "machine": _machine(),
     }
 
 
-def code_of(method: type[Method]) -> str:
-    """SHA-256, in hex, of the code of a method's file; of one that was typed in, a number that never comes again."""
+def identity_of_export(folder: str | Path, to: str, requantize: str | None, writer: Callable[..., Any]) -> dict[str, Any]:
+    """The same of an export of the model in a folder. writer: a function of the file that writes the format."""
+    asked = {"to": to, "requantize": requantize, "writer": code_of(writer)}
+    return {"format": FORMAT, "model": fingerprint(folder), **asked, "versions": versions(), "machine": _machine()}
+
+
+def _machine() -> dict[str, Any]:
+    return {**machine(), "kernels": kernels.instruction_set() if kernels.available() else "none"}
+
+
+def code_of(thing: type[Method] | Callable[..., Any]) -> str:
+    """SHA-256, in hex, of the code of the file that a method is in; of one that was typed in, a number that never comes again."""
     try:
-        source = inspect.getsource(inspect.getmodule(method) or method)
+        source = inspect.getsource(inspect.getmodule(thing) or thing)
     except (OSError, TypeError):  # no file: whether it is the same code in another process cannot be known
         return f"typed in: {uuid4().hex}"
     return hashlib.sha256(ast.unparse(ast.parse(source)).encode()).hexdigest()

@@ -19,6 +19,10 @@ INSTANTS = (
     "publish: done",
     "state: removed",
 )
+PIECES = (
+    "piece: written",  # of a measurement, on disk under a hidden name
+    "piece: kept",
+)
 _listeners: list[Callable[[str], None]] = []
 
 

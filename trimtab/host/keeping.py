@@ -1,4 +1,4 @@
-"""The state of a `compress` under way, beside its output: `OUT.partial` holds what a stopped one left.
+"""The state of a `compress` or an `export` under way, beside its output: `OUT.partial` holds what a stopped one left.
 
 A commit costs what the activations take to write, so not every block is one. One is due when `every` seconds have passed, and
 when that is a small share of the time since the last one: at most `SHARE` of a run goes into commits, on a slow disk too.
@@ -6,7 +6,8 @@ when that is a small share of the time since the last one: at most `SHARE` of a 
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +22,8 @@ from trimtab.engine.resume import Part
 from trimtab.host import manifest
 from trimtab.host.checkpoint import save
 from trimtab.host.identity import FORMAT, compatible
-from trimtab.host.publish import is_full
-from trimtab.host.store import CURRENT, Store
+from trimtab.host.publish import is_full, publish
+from trimtab.host.store import CURRENT, Store, held
 
 EVERY = 20.0  # seconds
 SHARE = 0.025
@@ -37,6 +38,17 @@ def state_of(out: str | Path) -> Path:
 def is_kept(out: str | Path) -> bool:
     """Whether a stopped job left something from which the same command would go on."""
     return (state_of(out) / CURRENT).exists()
+
+
+@contextmanager
+def holding(out: str | Path) -> Iterator[Path]:
+    """The folder of the state beside `out`, held. Raises `UsageError` where another process holds it or nothing can be made."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder := state_of(out)))
+        except OSError as error:
+            raise UsageError(f"cannot write beside {out}: {error.strerror}") from error
+        yield folder
 
 
 class Keeping:
@@ -73,7 +85,7 @@ class Keeping:
 
     @property
     def folder(self) -> Path | None:
-        """The model as it was kept as a whole; None: the untouched one. Raises `ModelError` if its files have changed."""
+        """The model as it was kept as a whole, or the files; None: there are none. Raises `UsageError` if they have changed."""
         if self.model is None:
             return None
         folder = self.store.folder / self.model["name"]
@@ -107,6 +119,13 @@ class Keeping:
             self.model = {"name": name, "sha256": _digest(folder)}
 
         self._write(written)
+
+    def files(self, write: Callable[[Path], None]) -> None:
+        """Keep a folder of files that `write` is to fill; `folder` from the next commit on. Raises where the disk is full."""
+        name = f"files-{time.time_ns():x}"
+        with publish(self.store.folder / name) as partial:
+            write(partial)
+        self.model = {"name": name, "sha256": _digest(self.store.folder / name)}
 
     def commit(self, record: Mapping[str, Any]) -> None:
         self._write(lambda: self._commit(State(record, dict(self.parts), self.model), {}))

@@ -1,5 +1,6 @@
 """One process at a time: locks that end with their process, however it ends."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,43 +15,51 @@ if sys.platform == "win32":
 
     BEYOND = (1 << 31) - 2  # a byte that no such file has: a lock on it keeps nobody from reading
 
-    def _try(file: IO[Any]) -> bool:
+    def take_now(handle: int) -> bool:
+        """Takes the lock of an open file unless somebody has it; whether it did. Closing the file frees it."""
         try:
-            _at_that_byte(file, msvcrt.LK_NBLCK)
+            _at_that_byte(handle, msvcrt.LK_NBLCK)
         except OSError:  # the same for every reason
             return False
         return True
 
-    def _take(file: IO[Any]) -> None:
-        while not _try(file):
+    def _take(handle: int) -> None:
+        while not take_now(handle):
             time.sleep(PAUSE)
 
-    def _free(file: IO[Any]) -> None:
-        _at_that_byte(file, msvcrt.LK_UNLCK)
+    def _free(handle: int) -> None:
+        _at_that_byte(handle, msvcrt.LK_UNLCK)
 
-    def _at_that_byte(file: IO[Any], what: int) -> None:
-        here = file.tell()
-        file.seek(BEYOND)
+    def _at_that_byte(handle: int, what: int) -> None:
+        here = os.lseek(handle, 0, os.SEEK_CUR)
+        os.lseek(handle, BEYOND, os.SEEK_SET)
         try:
-            msvcrt.locking(file.fileno(), what, 1)
+            msvcrt.locking(handle, what, 1)
         finally:
-            file.seek(here)
+            os.lseek(handle, here, os.SEEK_SET)
 
 else:
+    import errno
     import fcntl
 
-    def _try(file: IO[Any]) -> bool:
+    WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # some network file systems have no locks
+
+    def take_now(handle: int) -> bool:
+        """Takes the lock of an open file or folder unless somebody has it; whether it did. Closing the handle frees it."""
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno not in WITHOUT:
+                raise
         return True
 
-    def _take(file: IO[Any]) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    def _take(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
-    def _free(file: IO[Any]) -> None:
-        fcntl.flock(file, fcntl.LOCK_UN)
+    def _free(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -64,11 +73,12 @@ def alone(path: Path) -> Iterator[None]:
 @contextmanager
 def alone_in(file: IO[Any]) -> Iterator[None]:
     """The same for an open file, whatever is in it."""
-    _take(file)
+    _take(file.fileno())
     try:
         yield
     finally:
-        _free(file)
+        file.flush()
+        _free(file.fileno())
 
 
 def is_taken(path: Path) -> bool:
@@ -76,7 +86,7 @@ def is_taken(path: Path) -> bool:
     if not path.exists():
         return False
     with path.open("ab") as file:
-        if not _try(file):
+        if not take_now(file.fileno()):
             return True
-        _free(file)
+        _free(file.fileno())
     return False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from trimtab.anatomy.blocks import blocks_path
-from trimtab.core.errors import ModelError, UsageError
+from trimtab.core.errors import ModelError, UsageError, first_line
 from trimtab.core.kinds import LinearMethod
 from trimtab.core.recipe import Recipe
 from trimtab.engine.depot import Depot, Stored, absent
@@ -70,8 +70,7 @@ def _skeleton(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     except Exception as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder / 'config.json'} is not a usable config: {line:.300}") from error
+        raise ModelError(f"{folder / 'config.json'} is not a usable config: {first_line(error):.300}") from error
 
 
 def save_model(

@@ -8,14 +8,25 @@ from transformers import PreTrainedModel
 from trimtab.host import checkpoint
 from trimtab.host.checkpoint import Tokenizer
 from trimtab.host.model_assets import resolve_model
+from trimtab.host.within import load_within
 
 
 def load(
-    model: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    memory: int | str | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Opens a model in eval mode: a folder, a hub name, an asset, or what another program packed.
 
     The last may be a GGUF file or a folder of GPTQ, AWQ, compressed-tensors or bitsandbytes; it is read once, into the cache.
-    dtype: of what is not packed; float32 on CPU, else as stored. Raises `ModelError` for anything missing, damaged or unknown.
+    dtype: of what is not packed; float32 on CPU, else as stored.
+
+    memory: bytes that all tensors of the model together may take, or "60MB", or "40%" of what they take in full. Of stacks of
+    blocks (bitstack) as many are opened as fit; dtype is then as stored if not given. Matrices that are unpacked for speed are
+    not counted (`TRIMTAB_DENSE_CACHE=0` keeps none).
+
+    Raises `ModelError` for anything missing, damaged or unknown; `UsageError` where so little memory is not enough.
     """
-    return checkpoint.load(resolve_model(str(model)), device, dtype)
+    folder = resolve_model(str(model))
+    return checkpoint.load(folder, device, dtype) if memory is None else load_within(memory, folder, device, dtype)

@@ -1,7 +1,7 @@
 """Will it fit, and how long will it take? Asked before any weight moves, so that nobody waits hours to hear no."""
 
-import resource
 import shutil
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,20 @@ def available() -> int:
     limits = [psutil.virtual_memory().available + own]
     set_for_group = [path.read_text().strip() for path in CGROUPS if path.exists()]
     limits += [int(text) for text in set_for_group if text.isdigit()]
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft - (psutil.Process().memory_info().vms - own))  # what is only reserved counts there, too
+    addresses = _addresses()
+    if addresses is not None:
+        limits.append(addresses - (psutil.Process().memory_info().vms - own))  # what is only reserved counts there, too
     return min(limits)
+
+
+def _addresses() -> int | None:
+    """How many bytes of addresses this process may have; None where there is no limit, or no such thing."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _fitting(found: Preflight, anatomy: Anatomy, recipe: Recipe) -> int | None:

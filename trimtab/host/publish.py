@@ -25,6 +25,7 @@ import psutil
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.host import manifest
 from trimtab.host.instants import reached
+from trimtab.host.locks import take_now
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SLACK = 1 << 20
@@ -155,7 +156,7 @@ def _locked(partial: Path) -> int | None:
         if os.name != "posix":
             return None
         handle = os.open(partial, os.O_RDONLY)
-        _try_lock(handle)
+        take_now(handle)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -167,7 +168,7 @@ def _finish(partial: Path) -> None:
         raise TrimtabError(f"nothing was written for {partial.name}")
     manifest.write(partial)
     for path in [*partial.rglob("*"), partial]:
-        _sync(path)
+        sync(path)
 
 
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
@@ -176,11 +177,11 @@ def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
             target.rmdir()  # it is empty; on POSIX systems the rename replaces it
         os.rename(partial, target)
         reached("publish: in place")
-        _sync(target.parent)
+        sync(target.parent)
     elif overwrite:
         old = partial if _exchange(partial, target) else _replace(partial, target)
         reached("publish: in place")
-        _sync(target.parent)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)  # the new model is in place; the next recover removes leftovers
     else:
         raise UsageError(f"{target} appeared while this one was written; choose another name or allow overwriting")
@@ -211,7 +212,8 @@ def _replace(partial: Path, target: Path) -> Path:
     return aside
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to disk."""
     if path.is_dir() and os.name != "posix":
         return  # only POSIX systems can open a folder
     handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
@@ -232,7 +234,7 @@ def _is_abandoned(path: Path) -> bool:
     with suppress(FileNotFoundError):
         handle = os.open(path, os.O_RDONLY)
         try:
-            return _try_lock(handle)
+            return take_now(handle)
         finally:
             os.close(handle)
     return False
@@ -242,20 +244,6 @@ def _writer(path: Path) -> int | None:
     """The process that made a hidden sibling."""
     pid = path.name.rpartition("-")[0].rpartition("-")[2]
     return int(pid) if pid.isdigit() and pid.isascii() and len(pid) < 10 else None
-
-
-def _try_lock(handle: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, *CANNOT):  # some network file systems have no locks
-            return True
-        raise
-    return True
 
 
 def _sibling(target: Path, what: str) -> Path:

@@ -8,8 +8,6 @@ Where something of the newest generation is damaged, the one before it counts.
 One process at a time: the lock ends with its holder, however that ends, and names it to everybody else.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
@@ -27,6 +25,8 @@ from torch import Tensor
 
 from trimtab.core.errors import ModelError, UsageError
 from trimtab.host.instants import reached
+from trimtab.host.locks import take_now
+from trimtab.host.publish import sync
 
 CURRENT, LOCK, OBJECTS = "CURRENT", "lock", "objects"
 KEPT = 2  # generations
@@ -67,11 +67,11 @@ class Store:
         reached("commit: objects")
         names = [generation, *(n for n in self._named() if n != generation)][:KEPT]
         temporary = self._written(json.dumps(names), self.folder)
-        _force(temporary)
+        sync(temporary)
         reached("commit: written")
         os.replace(temporary, self.folder / CURRENT)
         reached("commit: pointed")
-        _force(self.folder)
+        sync(self.folder)
         reached("commit: done")
         self._clean(names)
         reached("commit: cleaned")
@@ -112,7 +112,7 @@ class Store:
     def clear(self) -> None:
         """Forget everything, the pointer first."""
         (self.folder / CURRENT).unlink(missing_ok=True)
-        _force(self.folder)
+        sync(self.folder)
         self._clean([])
 
     def _named(self) -> list[str]:
@@ -165,13 +165,13 @@ class Store:
 
     def _name_waiting(self) -> None:
         for temporary, _ in self.waiting:
-            _force(temporary)
+            sync(temporary)
         reached("object: on disk")
         for temporary, path in self.waiting:
             os.replace(temporary, path)
             reached("object: named")
         self.waiting.clear()
-        _force(self.objects)
+        sync(self.objects)
 
     def _clean(self, names: list[str]) -> None:
         """Remove what the generations do not refer to. A commit stays one if this fails."""
@@ -191,44 +191,42 @@ def held(folder: Path) -> Iterator[None]:
 
     At the end the folder is removed, unless a generation was committed to it.
     """
-    handle = _locked(folder)
+    lock = _locked(folder)
     try:
         yield
     finally:
+        if os.name != "posix":
+            lock.close()  # only POSIX systems can remove a file that is open
         if not (folder / CURRENT).exists():
             shutil.rmtree(folder, ignore_errors=True)
             reached("state: removed")
-        os.close(handle)
+        lock.close()
 
 
-def _locked(folder: Path) -> int:
+def _locked(folder: Path) -> IO[bytes]:
     path = folder / LOCK
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = path.open("ab+", buffering=0)
         except FileNotFoundError:  # removed in between by whoever had finished
             continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(handle)
-            raise UsageError(f"process {holder} is writing there ({folder}); wait for it, or choose another output") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                raise
-        if _is_still(path, handle):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-            return handle
-        os.close(handle)
+        if not take_now(file.fileno()):
+            file.seek(0)
+            holder = file.read(32).decode(errors="replace").strip() or "unknown"
+            file.close()
+            raise UsageError(f"process {holder} is writing there ({folder}); wait for it, or choose another output")
+        if _is_still(path, file):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+            return file
+        file.close()
 
 
-def _is_still(path: Path, handle: int) -> bool:
+def _is_still(path: Path, file: IO[bytes]) -> bool:
     """Whether the open file is the one at the path; it may have been removed before it was locked."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
 
@@ -237,14 +235,6 @@ def _alone(tensor: Tensor) -> Tensor:
     """On the CPU, row by row, and all there is in its memory."""
     plain = tensor.detach().cpu().contiguous()
     return plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
-
-
-def _force(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(path: Path) -> None:

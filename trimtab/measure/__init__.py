@@ -7,6 +7,7 @@ package, so the name cannot stand for a function beside it; instead the module c
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,12 +19,15 @@ from trimtab.core.errors import UsageError
 from trimtab.core.progress import Watcher, unwatched
 from trimtab.core.report import Measurement
 from trimtab.data.windows import evaluation_windows
+from trimtab.host.checkpoint import local_folder
+from trimtab.host.model_assets import resolve_model
 from trimtab.host.opening import load
 from trimtab.measure.memory import peak_memory
 
 # Renamed, because these two names belong to the submodules here.
 from trimtab.measure.perplexity import bits_per_byte, token_losses
 from trimtab.measure.perplexity import perplexity as perplexity_of
+from trimtab.measure.pieces import Keep, Pieces, Result, depends_on, unkept
 from trimtab.measure.size import size as size_of
 from trimtab.measure.speed import decode_speed, prefill_speed
 from trimtab.measure.tasks import HARNESS, answer, known
@@ -43,25 +47,33 @@ def measure(
     tasks: Sequence[str] = (),
     limit: int | None = None,
     watch: Watcher = unwatched,
+    keep: Keep | None = None,
 ) -> list[Measurement]:
     """Perplexity and bits per byte on `windows` windows of the source, size, memory; if asked, speed and tasks.
 
     model: folder, hub name or asset, or a model in memory with its tokenizer.
     stride: windows overlap and only the last `stride` tokens of each are scored, which have the rest of it before them.
     tasks: names that `trimtab.measure.tasks` knows; limit: at most so many items of each, the same for every model.
+    keep: of batches of windows and of items, so that a measurement that is stopped goes on behind the last; None: of a model
+    in files kept until all is measured, of one in memory not at all. Speed and memory are those of this process.
     Raises UsageError for an unknown task or a missing tokenizer, DataError when the source is missing or too short,
     ModelError when the model's losses are not finite.
     """
     for task in tasks:
         known(task)
+    name = str(model) if isinstance(model, str | Path) else None
     model, tokenizer = _opened(model, tokenizer)
+    pieces = None if name is None else Pieces(depends_on(local_folder(resolve_model(name))))
+    kept = keep or pieces or unkept
     ids = evaluation_windows(source, tokenizer, windows, length, seed, stride)  # [windows, length]
     with fast_products(), peak_memory(model) as peak:
-        found = [*_text(model, tokenizer, ids, stride, source, seed), *size_of(model)]
+        found = [*_text(model, tokenizer, ids, stride, source, seed, kept), *size_of(model)]
         if speed:
             found += [prefill_speed(model, ids[:1]), decode_speed(model, ids[:1, : min(32, length)])]
         for task in tasks:
-            found += _task(model, tokenizer, task, limit, seed, watch)
+            found += _task(model, tokenizer, task, limit, seed, watch, kept)
+    if pieces is not None:
+        pieces.forget()
     return [*found, *peak]
 
 
@@ -79,26 +91,42 @@ def _opened(
 
 
 def _text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor, stride: int | None, source: str, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Tensor,
+    stride: int | None,
+    source: str,
+    seed: int,
+    keep: Keep,
 ) -> list[Measurement]:
     """Perplexity and bits per byte of the scored tokens of windows [windows, length]."""
     windows, length = ids.shape
     setting = {"source": source, "windows": windows, "length": length, "seed": seed}
     setting |= {"dtype": str(model.dtype).removeprefix("torch.")} | ({} if stride is None else {"stride": stride})
     scored = length - 1 if stride is None else stride
-    losses = token_losses(model, ids)[:, -scored:]
+    losses = token_losses(model, ids, keep=keep)[:, -scored:]
     return [perplexity_of(losses, setting), bits_per_byte(losses, scored_bytes(tokenizer, ids[:, -scored - 1 :]), setting)]
 
 
 def _task(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, limit: int | None, seed: int, watch: Watcher
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    limit: int | None,
+    seed: int,
+    watch: Watcher,
+    keep: Keep,
 ) -> list[Measurement]:
     """From lm-eval come all metrics that the task has there, from ours what follows from its items."""
     if task.startswith(HARNESS):
         from trimtab.measure.harness import harness
 
-        return harness(model, tokenizer, [task.removeprefix(HARNESS)], limit, seed)
-    return answer(model, tokenizer, task, limit, seed, watch).measurements()
+        def made() -> Result:
+            return [asdict(found) for found in harness(model, tokenizer, [task.removeprefix(HARNESS)], limit, seed)], {}
+
+        measured, _ = keep({"task": task, "limit": limit, "seed": seed}, made)
+        return [Measurement(**found) for found in measured]
+    return answer(model, tokenizer, task, limit, seed, watch, keep).measurements()
 
 
 class _Room(ModuleType):

@@ -7,6 +7,7 @@ slice exists at a time, so memory grows with neither the text nor the vocabulary
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from trimtab.measure.perplexity import (
     positions_at_once,
     rows_at_once,
 )
+from trimtab.measure.pieces import Keep, Result, digest, unkept
 from trimtab.tensors.divergence import kl as divergence
 
 AT_ONCE = 32  # tokens whose float64 probabilities are made at a time: those of more leave the processor's cache
@@ -57,20 +59,30 @@ class Agreement:
 
 @torch.no_grad()
 def predictions(
-    model: PreTrainedModel, windows: Tensor, batch: int = 4, watch: Watcher = unwatched, name: str = "the model"
+    model: PreTrainedModel,
+    windows: Tensor,
+    batch: int = 4,
+    watch: Watcher = unwatched,
+    name: str = "the model",
+    keep: Keep = unkept,
 ) -> Predictions:
     """Of one model on windows [n, length] int64. Losses equal those of `token_losses`. name: for what is said of it.
+    keep: of batches.
 
     Raises DataError for windows shorter than 2, ModelError when a loss is not finite.
     """
     check_windows(windows)
     size = positions_at_once(model)
     parts: list[Tensor] = []
+
+    def made(ids: Tensor) -> Result:
+        slices = zip(logit_slices(model, ids.to(model.device), size), _targets(model, ids, size), strict=True)
+        return None, {"seen": torch.cat([_seen(logits, targets)[0] for logits, targets in slices])}
+
     with evaluating(model):
         for done, ids in _batches(windows, batch, size):
             watch(Progress("predictions", done, len(windows)))
-            slices = zip(logit_slices(model, ids.to(model.device), size), _targets(model, ids, size), strict=True)
-            parts += [_seen(logits, targets)[0] for logits, targets in slices]
+            parts.append(keep({"predictions": digest(ids), "of": name}, partial(made, ids))[1]["seen"])
     return _predictions(model, parts, windows, name)
 
 
@@ -82,21 +94,27 @@ def agreement(
     batch: int = 4,
     watch: Watcher = unwatched,
     names: tuple[str, str] = ("the base", "the other model"),
+    keep: Keep = unkept,
 ) -> Agreement:
-    """Of two models that share a tokenizer, on windows [n, length] int64. names: for what is said of them.
+    """Of two models that share a tokenizer, on windows [n, length] int64. names: for what is said of them. keep: of batches.
 
     Raises DataError for windows shorter than 2, ModelError when a loss is not finite.
     """
     if _vocabulary(base) != _vocabulary(other):
-        return _apart(base, other, windows, batch, watch, names)
+        return _apart(base, other, windows, batch, watch, names, keep)
     check_windows(windows)
     size = max(1, min(positions_at_once(base), positions_at_once(other)) // 2)  # two models' logits at once
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[dict[str, Tensor]] = []
+
+    def made(ids: Tensor) -> Result:
+        columns = zip(*_compared(base, other, ids, size), strict=True)
+        return None, {name: torch.cat(column) for name, column in zip(("base", "other", "both"), columns, strict=True)}
+
     with evaluating(base), evaluating(other):
         for done, ids in _batches(windows, batch, size):
             watch(Progress("agreement", done, len(windows)))
-            parts += _compared(base, other, ids, size)
-    seen, others, both = zip(*parts, strict=True)
+            parts.append(keep({"agreement": digest(ids)}, partial(made, ids))[1])
+    seen, others, both = ([part[name] for part in parts] for name in ("base", "other", "both"))
     kl, same = _columns(both, windows)
     found = _predictions(base, seen, windows, names[0]), _predictions(other, others, windows, names[1])
     if not kl.isfinite().all():
@@ -105,12 +123,18 @@ def agreement(
 
 
 def _apart(
-    base: PreTrainedModel, other: PreTrainedModel, windows: Tensor, batch: int, watch: Watcher, names: tuple[str, str]
+    base: PreTrainedModel,
+    other: PreTrainedModel,
+    windows: Tensor,
+    batch: int,
+    watch: Watcher,
+    names: tuple[str, str],
+    keep: Keep,
 ) -> Agreement:
     """Where there is no common vocabulary, as after the rows of unused tokens were cut off."""
     note = f"{names[0]} and {names[1]} have {_vocabulary(base)} and {_vocabulary(other)} logits: no KL, no common top token"
-    left = predictions(base, windows, batch, name=names[0])
-    right = predictions(other, windows, batch, watch, names[1])
+    left = predictions(base, windows, batch, name=names[0], keep=keep)
+    right = predictions(other, windows, batch, watch, names[1], keep)
     return Agreement(left, right, None, None, note)
 
 

@@ -28,7 +28,7 @@ SILENT = frozenset(
         *("trimtab.host.preflight", "trimtab.host.store", "trimtab.host.tensor_file"),
         # Switched off where sides are measured:
         *("trimtab.kernels", "trimtab.kernels.linear", "trimtab.kernels.module", "trimtab.kernels.passes"),
-        *("trimtab.kernels.repack", "trimtab.engine.passes"),
+        *("trimtab.kernels.repack", "trimtab.engine.passes", "trimtab.measure.pieces"),
     }
 )
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

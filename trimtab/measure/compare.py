@@ -21,10 +21,11 @@ from trimtab.measure.agreement import Agreement, Predictions
 from trimtab.measure.comparison import Evidence
 from trimtab.measure.contender import Contender, OpenModels, contenders
 from trimtab.measure.gather import Gatherer, agreed, answered, predicted
+from trimtab.measure.pieces import Result
 from trimtab.measure.setting import Setting
 from trimtab.measure.size import file_bytes
 from trimtab.measure.tasks import known
-from trimtab.measure.wanted import Result, Wanted, obtained
+from trimtab.measure.wanted import Wanted, obtained
 from trimtab.tensors.products import fast_products
 
 RECEIPT = "receipt.json"

@@ -24,13 +24,14 @@ from trimtab.data.windows import JOINT, evaluation_windows
 from trimtab.measure.agreement import Agreement, Predictions, agreement, predictions
 from trimtab.measure.contender import Contender, OpenModels
 from trimtab.measure.items import Items
+from trimtab.measure.pieces import Keep, Result
 from trimtab.measure.score import Pair, scores
 from trimtab.measure.setting import Setting
 from trimtab.measure.size import size
 from trimtab.measure.tasks import HARNESS, answer, requests, sampled
 from trimtab.measure.text import PROMPTS, samples
 from trimtab.measure.text_bytes import scored_bytes
-from trimtab.measure.wanted import Result, Wanted
+from trimtab.measure.wanted import Wanted
 
 FORMAT = 1  # of everything that is kept here; another number is measured anew
 NEW_TOKENS = 32  # of a sample
@@ -49,7 +50,7 @@ class Gatherer:
     def text(self, one: Contender) -> Wanted:
         """windows [windows of all texts, length] as the model's tokenizer cuts them, their scored bytes; and which it is."""
 
-        def make(_: Watcher) -> Result:
+        def make(_: Watcher, __: Keep) -> Result:
             tokenizer, s = one.tokenizer(), self.setting
             windows = torch.cat([evaluation_windows(t, tokenizer, s.windows, s.length, s.seed) for t in s.texts])
             return _which(tokenizer, windows), {"windows": windows, "bytes": scored_bytes(tokenizer, windows)}
@@ -59,9 +60,9 @@ class Gatherer:
     def predictions(self, one: Contender, windows: Tensor) -> Wanted:
         """What one model predicts on windows; how big it is, and in what dtype it was run."""
 
-        def make(watch: Watcher) -> Result:
+        def make(watch: Watcher, keep: Keep) -> Result:
             model, _ = self.opened(one)
-            found = predictions(model, windows, watch=watch, name=one.name)
+            found = predictions(model, windows, watch=watch, name=one.name, keep=keep)
             return _at_rest(model), _as_tensors(found, "")
 
         return Wanted("predictions", self._on_text(self._who(one)), make, windows.numel(), one.name)
@@ -69,9 +70,9 @@ class Gatherer:
     def agreement(self, base: Contender, other: Contender, windows: Tensor) -> Wanted:
         """The same of two models, and what they have in common."""
 
-        def make(watch: Watcher) -> Result:
+        def make(watch: Watcher, keep: Keep) -> Result:
             left, right = (self.opened(one)[0] for one in (base, other))
-            found = agreement(left, right, windows, watch=watch, names=(base.name, other.name))
+            found = agreement(left, right, windows, watch=watch, names=(base.name, other.name), keep=keep)
             common = {name: part for name in ("kl", "same_top") if (part := getattr(found, name)) is not None}
             value = {"base": _at_rest(left), "other": _at_rest(right), "note": found.note}
             return value, {**_as_tensors(found.base, "base_"), **_as_tensors(found.other, "other_"), **common}
@@ -83,10 +84,10 @@ class Gatherer:
         """How a model answers a task."""
         content, work = self._tasks[task]
 
-        def make(watch: Watcher) -> Result:
+        def make(watch: Watcher, keep: Keep) -> Result:
             model, tokenizer = self.opened(one)
             with one.named():
-                return answer(model, tokenizer, task, self.setting.limit, self.setting.seed, watch).kept()
+                return answer(model, tokenizer, task, self.setting.limit, self.setting.seed, watch, keep).kept()
 
         key = {**self._who(one), "task": task, "content": content, "limit": self.setting.limit, "seed": self.setting.seed}
         return Wanted("items", key, make, work, f"{one.name}, {task}")
@@ -94,7 +95,7 @@ class Gatherer:
     def samples(self, one: Contender) -> Wanted:
         """What a model writes after a few fixed prompts."""
 
-        def make(_: Watcher) -> Result:
+        def make(_: Watcher, __: Keep) -> Result:
             return samples(*self.opened(one), PROMPTS, NEW_TOKENS), {}
 
         key = {**self._who(one), "prompts": PROMPTS, "new_tokens": NEW_TOKENS}
@@ -104,10 +105,10 @@ class Gatherer:
         """nats and bytes [passages] of the same pieces of text, whatever the tokenizer makes of them."""
         pairs = self._passages
 
-        def make(watch: Watcher) -> Result:
+        def make(watch: Watcher, keep: Keep) -> Result:
             model, tokenizer = self.opened(one)
             with one.named():
-                found = scores(model, tokenizer, [[pair] for pair in pairs], watch)
+                found = scores(model, tokenizer, [[pair] for pair in pairs], watch, keep=keep)
             nats = [-score.nats for (score,) in found]
             return {}, {"nats": torch.tensor(nats, dtype=torch.float64), "bytes": passage_bytes(pairs)}
 

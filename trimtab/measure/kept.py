@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.data.assets import cache_root
+from trimtab.host.instants import reached
+from trimtab.host.publish import sync
 
 Key = Mapping[str, Any]
 VALUE, TENSORS = "value.json", "tensors.safetensors"
@@ -51,12 +52,23 @@ class Kept:
             held = {"key": _plain(key), "value": value, "tensors": bool(tensors)}
             if tensors:
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
+                sync(partial / TENSORS)
             (partial / VALUE).write_text(json.dumps(held), encoding="utf-8")
+            sync(partial / VALUE)
+            reached("piece: written")
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(FileExistsError):  # another process measured the same and was first
+            try:
                 partial.rename(folder)
+            except OSError:
+                if self.get(key) is None:  # unless another process measured the same and was first
+                    raise
+            reached("piece: kept")
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def forget(self, key: Key) -> None:
+        """As if nothing had been put under this key."""
+        shutil.rmtree(self._folder(key), ignore_errors=True)
 
     def _folder(self, key: Key) -> Path:
         return self.place / hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ does to its logits afterwards (soft capping, scaling) thus stays the model's own
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,24 +20,29 @@ from transformers import PreTrainedModel
 from trimtab.core.errors import DataError, ModelError
 from trimtab.core.report import Measurement
 from trimtab.measure.nan_hunt import CURE, blame
+from trimtab.measure.pieces import Keep, Result, digest, unkept
 
 LOGIT_BYTES = 256 * 2**20  # logits of one slice, and what their log-softmax takes
 AT_ONCE = 32  # positions whose logits are in float64 together: those of more leave the processor's cache
 
 
 @torch.no_grad()
-def token_losses(model: PreTrainedModel, windows: Tensor, batch: int = 4) -> Tensor:
+def token_losses(model: PreTrainedModel, windows: Tensor, batch: int = 4, keep: Keep = unkept) -> Tensor:
     """[n, length-1] float64: nats of every token but the first of each window, given those before it.
 
-    windows: [n, length] int64. batch: windows in one forward pass, fewer where their logits would not fit.
+    windows: [n, length] int64. batch: windows in one forward pass, fewer where their logits would not fit. keep: of batches.
     Logits in the model's dtype, log-softmax in float64.
     Raises DataError for windows shorter than 2, ModelError when a loss is not finite.
     """
     check_windows(windows)
     size = positions_at_once(model)
+
+    def made(ids: Tensor) -> Result:
+        return None, {"losses": _losses(model, ids.to(model.device), size).cpu()}
+
     with evaluating(model):
-        parts = [_losses(model, ids.to(model.device), size).cpu() for ids in windows.split(rows_at_once(windows, batch, size))]
-        losses = torch.cat(parts)
+        batches = windows.split(rows_at_once(windows, batch, size))
+        losses = torch.cat([keep({"losses": digest(ids)}, partial(made, ids))[1]["losses"] for ids in batches])
         check_finite(losses, lambda window: blame(model, windows[window : window + 1].to(model.device)))
     return losses
 

@@ -24,6 +24,7 @@ from trimtab.core.errors import DataError, ModelError
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.measure.nan_hunt import blame
 from trimtab.measure.perplexity import evaluating, positions_at_once
+from trimtab.measure.pieces import Keep, Result, digest, unkept
 
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # what families call the longest input they take
 UNKNOWN_LENGTH = 2048  # taken where neither the model nor the tokenizer says
@@ -132,9 +133,11 @@ def scores(
     items: Sequence[Sequence[Pair]],
     watch: Watcher = unwatched,
     what: str = "items",
+    keep: Keep = unkept,
 ) -> list[list[Score]]:
     """Per item and choice. Logits in the model's dtype, log-softmax in float32, as lm-eval has it (float64 stays float64).
 
+    keep: of batches of items.
     Raises DataError for a continuation that cannot be scored, ModelError when a log-likelihood is not finite.
     """
     room = context_length(model, tokenizer)
@@ -145,7 +148,7 @@ def scores(
         reuse = keeps_everything(model)
         for batch in _batches([_group(n, own, reuse) for n, own in enumerate(lines)], positions_at_once(model)):
             watch(Progress(what, done, len(items)))
-            for group, answers in zip(batch, _answers(model, batch), strict=True):
+            for group, answers in zip(batch, _kept(model, batch, keep), strict=True):
                 found[group.number] = answers
             done += len(batch)
     watch(Progress(what, done, len(items)))
@@ -182,6 +185,18 @@ def _batches(groups: Sequence[_Group], positions: int) -> Iterator[list[_Group]]
                 grown = [group]
             batch = grown
         yield batch
+
+
+def _kept(model: PreTrainedModel, batch: Sequence[_Group], keep: Keep) -> list[list[Score]]:
+    def made() -> Result:
+        found = [score for own in _answers(model, batch) for score in own]
+        nats, greedy = [score.nats for score in found], [score.greedy for score in found]
+        return None, {"nats": torch.tensor(nats, dtype=torch.float64), "greedy": torch.tensor(greedy)}
+
+    shown = [[group.shared, [(line.ids, line.scored) for line in group.lines]] for group in batch]
+    _, held = keep({"scores": digest(shown)}, made)
+    said = zip(held["nats"].tolist(), held["greedy"].tolist(), strict=True)
+    return [[Score(*next(said), line.cut) for line in group.lines] for group in batch]
 
 
 def _answers(model: PreTrainedModel, batch: Sequence[_Group]) -> list[list[Score]]:

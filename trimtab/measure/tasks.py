@@ -17,6 +17,7 @@ from trimtab.core.seeds import Seeds
 from trimtab.data.evidence import ARMS
 from trimtab.data.pack import SOURCES, Request, file_requests, pack_requests
 from trimtab.measure.items import ABSENT, Items
+from trimtab.measure.pieces import Keep, unkept
 from trimtab.measure.score import Score, scores
 
 HARNESS = "lm-eval:"
@@ -65,8 +66,9 @@ def answer(
     limit: int | None = None,
     seed: int = 0,
     watch: Watcher = unwatched,
+    keep: Keep = unkept,
 ) -> Items:
-    """How the model answers the task. limit: so many items, the same seeded sample for every model.
+    """How the model answers the task. limit: so many items, the same seeded sample for every model. keep: of batches of items.
 
     A context that does not fit loses its beginning, with a warning that says how many did. Raises UsageError for an unknown
     task, DataError for damaged items, ModelError when a log-likelihood is not finite.
@@ -77,7 +79,7 @@ def answer(
         return harness_items(model, tokenizer, task.removeprefix(HARNESS), limit, seed)
     chosen = sampled(requests(task), limit, seed)
     pairs = [list(zip(item.contexts, item.continuations, strict=True)) for item in chosen]
-    found = scores(model, tokenizer, pairs, watch, task)
+    found = scores(model, tokenizer, pairs, watch, task, keep)
     setting = {"limit": limit, "seed": seed, "dtype": str(model.dtype).removeprefix("torch.")}
     items = as_items(task, chosen, found, setting)
     if items.truncated:

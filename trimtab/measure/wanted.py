@@ -5,25 +5,26 @@ Every result is kept as soon as it is there, so a run that is stopped goes on fr
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TypeVar
 
 from trimtab.core.progress import Progress, Watcher
 from trimtab.measure.kept import Kept, Key
+from trimtab.measure.pieces import Keep, Pieces, Result, here
 
-Result = tuple[Any, dict[str, Tensor]]  # a JSON value and tensors by name
 Name = TypeVar("Name")
 WHOLE = 100  # progress is told in percent
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """kind, key: under which it is kept. make: measures it. work: how much that is, in tokens. detail: for whoever watches."""
+    """kind, key: under which it is kept. make: measures it, keeping its parts meanwhile. work: how much that is, in tokens.
+
+    detail: for whoever watches.
+    """
 
     kind: str
     key: Key
-    make: Callable[[Watcher], Result]
+    make: Callable[[Watcher, Keep], Result]
     work: float = 1.0
     detail: str = ""
 
@@ -37,8 +38,10 @@ def obtained(wanted: Mapping[Name, Wanted], watch: Watcher, phase: str) -> dict[
     for name, one in wanted.items():
         result = held[name]
         if result is None:
-            result = one.make(_part(watch, phase, one, done, total))
+            pieces = Pieces({"of": one.kind, **one.key, **here()})
+            result = one.make(_part(watch, phase, one, done, total), pieces)
             Kept(one.kind).put(one.key, *result)
+            pieces.forget()
             done += one.work
         found[name] = result
     if total:

@@ -23,7 +23,8 @@ SIZES = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
     **{"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "U8": 1, "I8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1},
 }
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}  # of those that are used here
+# Of those that are used here.
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8", "I8": "int8"}
 Bytes = NDArray[np.uint8]
 
 
@@ -37,7 +38,7 @@ class Stored:
 
     def array(self) -> NDArray[Any]:
         """With its shape; bfloat16 as the upper halves of float32, uint16."""
-        kinds = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "uint8": "u1"}
+        kinds = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "uint8": "u1", "int8": "i1"}
         return self.data.view(kinds[self.dtype]).reshape(self.shape)
 
     def floats(self) -> NDArray[np.float32]:

@@ -5,11 +5,16 @@ that orders built on a prime power (28, 52, 76, ...) are refused.
 """
 
 from math import isqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.core.errors import ModelError
 from trimtab.runtime.errors import Unsupported
+
+if TYPE_CHECKING:
+    from trimtab.runtime.weights import Weight
 
 LARGEST = 2048
 
@@ -30,6 +35,19 @@ def base(block: int) -> NDArray[np.float32]:
             return (np.kron(core, off) + np.kron(np.eye(len(core)), on)).astype(np.float32)
         order *= 2
     raise Unsupported(f"there is no Hadamard matrix of order {block} here")
+
+
+def rotation(weight: "Weight") -> NDArray[np.float32]:
+    """[n, n] of a `formats.Rotation`. Raises `ModelError` where spec and tensors disagree."""
+    width, block = weight.shape[0], weight.size("block")
+    if width % block or weight.shape[1] != width:
+        raise ModelError(f"{weight.path}: a block of {block} does not divide {list(weight.shape)}")
+    turn = base(block)
+    while len(turn) < block:
+        turn = np.kron(turn, np.array([[1, 1], [1, -1]], np.float32))
+    bits = np.unpackbits(weight.tensor("signs", "uint8", -(-width // 8)).array(), bitorder="little")[:width]
+    full = np.kron(np.eye(width // block, dtype=np.float32), turn / np.float32(block**0.5))
+    return full * (1 - 2 * bits.astype(np.float32))[:, None]
 
 
 def _bordered(q: int, below: float) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """From the tensors of a file and the spec beside them to a weight of the compiled module.
 
 The specs are those that `formats` writes; what they mean is said there. Every field is checked before it is used, and every
-tensor against the spec. A format without a kernel (points on pyramids) is unpacked once, while the model is opened.
+tensor against the spec. A format without a kernel (points on pyramids or of a lattice, sums of
+signs, rotations) is unpacked once, while the model is opened.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.core.errors import ModelError
+from trimtab.runtime.binary import signplanes, signstack
 from trimtab.runtime.errors import Unsupported
 from trimtab.runtime.folder import LARGEST, Bytes, Stored
-from trimtab.runtime.hadamard import base
+from trimtab.runtime.hadamard import base, rotation
+from trimtab.runtime.lattice import lattice
 from trimtab.runtime.native import native
 
 MOST_PARTS = 64
@@ -79,6 +82,8 @@ def take_rows(weight: Weight, rows: Rows) -> Weight:
     spec = {**weight.spec, "shape": [len(rows), weight.shape[1]]}
     if weight.kind == "masked":
         return _survivors_of(weight, rows)
+    if weight.kind in _WHOLE:
+        return take_rows(unpacked(weight), rows)
     if weight.kind in ("sum", "chain", "rotated"):
         parts = [take_rows(p, rows) if i == 0 or weight.kind == "sum" else p for i, p in enumerate(parts_of(weight))]
         own = {name: t for name, t in weight.tensors.items() if name == "signs"}
@@ -301,7 +306,14 @@ def _whole_numbers(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[Any]
     return np.packbits(filled, axis=-1, bitorder="little").view("<u8")[:, 0]
 
 
-_UNPACK: dict[str, Callable[[Weight], NDArray[Any]]] = {"pyramid": _pyramid}
+_UNPACK: dict[str, Callable[[Weight], NDArray[Any]]] = {
+    "pyramid": _pyramid,
+    "signplanes": signplanes,
+    "signstack": signstack,
+    "lattice": lattice,
+    "rotation": rotation,
+}
+_WHOLE = ("signplanes", "signstack", "lattice", "rotation")  # whose rows are no rows of their tensors
 
 
 def _codes(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint8]:

@@ -6,9 +6,22 @@ from trimtab.stats.block_cosine import BlockCosine
 from trimtab.stats.drift import Drift
 from trimtab.stats.gram import Gram
 from trimtab.stats.input_norm import InputNorm
+from trimtab.stats.leaving import Leaving
 from trimtab.stats.moments import Moments
 from trimtab.stats.output_entropy import OutputEntropy
 from trimtab.stats.pivots import Pivots
 from trimtab.stats.weighed_gram import weighed_gram
 
-__all__ = ["AbsMax", "AbsMean", "BlockCosine", "Drift", "Gram", "InputNorm", "Moments", "OutputEntropy", "Pivots", "weighed_gram"]
+__all__ = [
+    "AbsMax",
+    "AbsMean",
+    "BlockCosine",
+    "Drift",
+    "Gram",
+    "InputNorm",
+    "Leaving",
+    "Moments",
+    "OutputEntropy",
+    "Pivots",
+    "weighed_gram",
+]

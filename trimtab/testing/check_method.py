@@ -19,6 +19,7 @@ from trimtab.testing import checks_allocator, checks_any, checks_channel, checks
 Check = Callable[[type[Any]], None]
 
 _OF_KIND: dict[str, tuple[Check, ...]] = {
+    "block": checks_linear.CHECKS,
     "linear": checks_linear.CHECKS,
     "channel": checks_channel.CHECKS,
     "model": checks_model.CHECKS,

@@ -14,13 +14,13 @@ from trimtab.core import registry
 from trimtab.core.card import Claim, Fidelity
 from trimtab.core.errors import UsageError
 from trimtab.core.expression import make
-from trimtab.core.kinds import Allocator, ChannelMethod, LinearMethod, Method, ProbeMethod
+from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMethod, Method, ProbeMethod
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.observed import Observed
 from trimtab.core.recipe import Recipe, Step
 from trimtab.testing.problems import expect
 
-READ_BY_ENGINE = {ChannelMethod: ("sparsity",)}
+READ_BY_ENGINE = {ChannelMethod: ("sparsity",), BlockMethod: ("epochs",)}
 
 
 def is_registered(method: type[Any]) -> None:

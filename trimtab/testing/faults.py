@@ -1,7 +1,7 @@
-"""Processes that are killed while they compress: at a named instant, at a random moment, or not at all.
+"""Processes that are killed while they compress, export or measure: at a named instant, at a random moment, or not at all.
 
 Importing torch and transformers takes seconds, and a kill takes a process. So one process, started by `Victims`, imports
-everything once and forks a child for every job; the child does what `compress` does, and is killed as asked. Run with one
+everything once and forks a child for every job; the child does what it is told, and is killed as asked. Run with one
 thread: a fork has no pool of threads.
 """
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,15 +37,18 @@ class Victims:
         self.server.kill()
         self.server.communicate()
 
-    def run(self, words: Mapping[str, Any], instant: str = "", nth: int = 1, after: float | None = None) -> int:
+    def run(
+        self, words: Mapping[str, Any], instant: str = "", nth: int = 1, after: float | None = None, what: str = "compress"
+    ) -> int:
         """How a process ended that was to `compress(**words)`: 0, -9 if it was killed, 1 for an error (shown on stderr).
 
         instant, nth: it is killed when it reaches the instant for the n-th time; after: so many seconds after it began.
+        what: or "export", opened again in the same process; or "measure", with `out` for the file that the numbers go to.
         """
         assert self.server.stdin
         assert self.server.stdout
         job = {"words": {k: str(v) if isinstance(v, Path) else v for k, v in words.items()}, "instant": instant, "nth": nth}
-        self.server.stdin.write(json.dumps({**job, "after": after}) + "\n")
+        self.server.stdin.write(json.dumps({**job, "after": after, "what": what}) + "\n")
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
 
@@ -53,7 +56,14 @@ class Victims:
 def _serve() -> None:
     import torch
 
-    import trimtab.host.compress  # noqa: F401 - before the forks, once for all
+    # Before the forks, once for all.
+    import trimtab.host.compress
+    import trimtab.host.export.job
+    import trimtab.measure  # noqa: F401
+    from trimtab.core.registry import get, ids
+
+    for id in ids():
+        get(id)
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
@@ -67,8 +77,6 @@ def _serve() -> None:
 
 
 def _end(job: Mapping[str, Any]) -> int:
-    from trimtab.host.compress import compress
-
     left = [job["nth"]]
 
     def kill_at(instant: str) -> None:
@@ -80,12 +88,44 @@ def _end(job: Mapping[str, Any]) -> int:
     if job["after"] is not None:
         threading.Timer(job["after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
     try:
-        compress(**job["words"])
+        JOBS[job["what"]](**job["words"])
     except BaseException:
         traceback.print_exc()
         return 1
     return 0
 
+
+def _compress(**words: Any) -> None:
+    from trimtab.host.compress import compress
+
+    compress(**words)
+
+
+def _export(**words: Any) -> None:
+    from trimtab.host.export import job, reopen
+
+    reopen.reopen_stock = _opened_here
+    reopen.llama_python = lambda: None
+    job.export(**words)
+
+
+def _opened_here(folder: Path, ids: Any, *told: Any) -> Any:
+    """What a reader in a process of its own says, seconds sooner."""
+    from transformers import AutoModelForCausalLM
+
+    from trimtab.host.export import reopen
+
+    return reopen.Reopened("the same process", reopen.logits(AutoModelForCausalLM.from_pretrained(folder), ids), [], [])
+
+
+def _measure(out: str, **words: Any) -> None:
+    from trimtab.measure import measure
+
+    found = {one.name: [one.value, one.stderr, one.n] for one in measure(**words) if one.name != "peak memory"}
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
+
+
+JOBS: dict[str, Callable[..., None]] = {"compress": _compress, "export": _export, "measure": _measure}
 
 if __name__ == "__main__":
     _serve()

@@ -4,14 +4,31 @@ import torch
 from torch import Tensor
 
 from trimtab.core.kinds import LinearWeight
-from trimtab.formats import NM, BitPlanes, Chain, Codebook, Dense, Grouped, Masked, Pyramid, Rotated, Sum, low_rank
+from trimtab.formats import (
+    NM,
+    BitPlanes,
+    Chain,
+    Codebook,
+    Dense,
+    Grouped,
+    Lattice,
+    Masked,
+    Pyramid,
+    Rotated,
+    Rotation,
+    SignPlanes,
+    SignStack,
+    Sum,
+    low_rank,
+)
 from trimtab.tensors.hadamard import largest_block
 
 
 def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
     """Random weights [out, in], out >= 1, in >= 2: every kind of `trimtab.formats`, several dtypes and widths, nested ones.
 
-    Where a format wants groups, a divisor of `in_` is taken, so odd shapes such as 17 x 33 work too. The first row of the
+    Where a format wants groups, a divisor of `in_` is taken, so odd shapes such as 17 x 33 work too; lattices only where 8
+    divides `in_`, rotations only as the outer factor of a chain. The first row of the
     plain, sparse and integer ones is zero.
     """
     return [
@@ -22,6 +39,10 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         grouped(out, in_, 4, generator, symmetric=False),
         grouped(out, in_, 3, generator, symmetric=False),
         *(bitplanes(out, in_, count, generator) for count in (1, 2, 3)),
+        signplanes(out, in_, 1, generator, rows=min(out, 7), columns=1),
+        signplanes(out, in_, 3, generator, rows=min(out, 3), columns=min(in_, 8)),
+        signplanes(out, in_, 2, generator, rows=1, columns=in_, shifts=True),
+        *(signstack(out, in_, blocks, rank, generator) for blocks, rank in ((1, 1), (3, min(out, in_, 2)))),
         codebook(out, in_, generator, books=1, entries=16, dim=1),
         codebook(out, in_, generator, books=2, entries=13, dim=_divisor(in_, 8), scaled=True),
         *(pyramid(out, in_, pulses, radius_bits, generator) for pulses, radius_bits in ((1, 1), (5, 3), (40, 8))),
@@ -31,6 +52,8 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         rotated(grouped(out, in_, 3, generator), generator),
         Rotated(Dense(_matrix(out, in_, generator)), largest_block(in_)),
         Sum((rotated(Sum((nm(out, in_, generator), masked(out, in_, generator))), generator), _thin(out, in_, generator))),
+        *(lattice(out, in_, bits, generator) for bits in (1, 2) if in_ % 8 == 0),
+        Chain((rotation(out, generator), rotated(grouped(out, in_, 4, generator), generator))),
     ]
 
 
@@ -66,6 +89,26 @@ def bitplanes(out: int, in_: int, count: int, generator: torch.Generator) -> Bit
     return BitPlanes(_codes((out, in_), 2**count, generator), scale, offset, size)
 
 
+def signplanes(
+    out: int, in_: int, count: int, generator: torch.Generator, rows: int, columns: int, shifts: bool = False
+) -> SignPlanes:
+    """Random signs and scales, or shifts between 1/64 and 8; blocks at the edges may be smaller."""
+    blocks = -(-out // rows), -(-in_ // columns), count
+    scale = torch.randn(blocks, generator=generator).half()
+    if shifts:
+        scale = torch.randint(-6, 4, blocks, dtype=torch.int8, generator=generator)
+    return SignPlanes(_codes((out, in_), 2**count, generator), scale, rows, columns)
+
+
+def signstack(out: int, in_: int, blocks: int, rank: int, generator: torch.Generator) -> SignStack:
+    """Random signs and factors, each block half as large as the one before."""
+    negative = torch.rand(blocks, out, in_, generator=generator) < 0.5
+    halved = 0.5 ** torch.arange(blocks)
+    left = torch.randn(blocks, out, rank, generator=generator) * halved[:, None, None]
+    right = torch.randn(blocks, rank, in_, generator=generator)
+    return SignStack(negative, left.half(), right.half(), halved)
+
+
 def codebook(
     out: int, in_: int, generator: torch.Generator, books: int, entries: int, dim: int, scaled: bool = False
 ) -> Codebook:
@@ -88,6 +131,17 @@ def pyramid(out: int, in_: int, pulses: int, radius_bits: int, generator: torch.
     radii = torch.rand(2**radius_bits, generator=generator).half()
     scale = torch.randn(out, generator=generator).half()
     return Pyramid((counts * signs).to(torch.int16).view(out, in_), codes, radii, scale, size)
+
+
+def lattice(out: int, in_: int, bits: int, generator: torch.Generator) -> Lattice:
+    """Random codes."""
+    codes = torch.randint(0, 256**bits, (out, in_ // 8), generator=generator)
+    return Lattice(codes, torch.rand(1, generator=generator).half(), bits)
+
+
+def rotation(width: int, generator: torch.Generator) -> Rotation:
+    """Random signs, the largest block that fits."""
+    return Rotation(torch.randint(0, 2, (width,), generator=generator) * 2 - 1, largest_block(width))
 
 
 def rotated(inner: LinearWeight, generator: torch.Generator) -> Rotated:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from trimtab.core.errors import UsageError
+from trimtab.core.errors import UsageError, first_line
 from trimtab.data.assets import cache_root
 from trimtab.report.folders import weight_files
 
@@ -93,7 +93,7 @@ class Places:
         try:
             held = yaml.safe_load(found.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise UsageError(f"{name} is no recipe: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"{name} is no recipe: {first_line(error)}") from error
         for text in _texts(held):
             self.check_mention(text)
         return str(found)

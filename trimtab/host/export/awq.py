@@ -30,7 +30,7 @@ def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     """Grouped integers of up to 4 bits are exact. Others are refused, or written plain in the dtype of `requantize`."""
     held = _fitting(contents)
     group_size = integers.common_group(held.values())
-    return [_entry(name, value, held, group_size, requantize) for name, value in contents.values.items()]
+    return contents.planned(lambda name, value: _entry(name, value, held, group_size, requantize))
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:

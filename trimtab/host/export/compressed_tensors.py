@@ -31,7 +31,7 @@ Scheme = tuple[int, int | None, bool]  # bits, group size (None: one group a row
 
 def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     """Grouped integers are exact. Other packed matrices are refused, or written plain in the dtype of `requantize`."""
-    return [_entry(name, value, requantize) for name, value in contents.values.items()]
+    return contents.planned(lambda name, value: _entry(name, value, requantize))
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:

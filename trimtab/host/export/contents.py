@@ -6,8 +6,9 @@ format that it may be rounded to.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -41,17 +42,27 @@ class Entry:
     error: float | None = None
 
 
+def at_once(name: str, make: Callable[[], Entry]) -> Entry:
+    return make()
+
+
 @dataclass(frozen=True, eq=False)
 class Contents:
     """A model that is about to be exported. values: by the name that a plain checkpoint would use, each tensor once.
 
-    config: of transformers, without anything of ours; it describes the shapes that are there.
+    config: of transformers, without anything of ours; it describes the shapes that are there. keep: makes the entry of a
+    tensor, unless it is known from an export that was stopped.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     config: Any
     values: Mapping[str, Value] = field(repr=False)
+    keep: Callable[[str, Callable[[], Entry]], Entry] = at_once
+
+    def planned(self, one: Callable[[str, Value], Entry]) -> list[Entry]:
+        """An entry for every tensor."""
+        return [self.keep(name, partial(one, name, value)) for name, value in self.values.items()]
 
 
 def forget_quantizer(model: PreTrainedModel) -> None:

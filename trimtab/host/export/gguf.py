@@ -33,9 +33,9 @@ def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     """One entry per tensor. Raises `ModelError` for a family, feature or tokenizer that the format has no name for."""
     known = family(contents.config)
     check_vocabulary(contents.tokenizer, contents.config.vocab_size)
-    names = _names(contents, known)
+    _names(contents, known)
     wanted = Kind[requantize.upper()] if requantize else None
-    return [_entry(name, _prepared(name, value, known), wanted, value) for name, value in contents.values.items() if names[name]]
+    return contents.planned(lambda name, value: _entry(name, _prepared(name, value, known), wanted, value))
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:

@@ -37,7 +37,7 @@ def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     """Grouped integers are exact, those of 5 to 7 bits as 8. Others are refused, or written plain in `requantize`."""
     held = _fitting(contents)
     group_size = integers.common_group(held.values())
-    return [_entry(name, value, held, group_size, requantize) for name, value in contents.values.items()]
+    return contents.planned(lambda name, value: _entry(name, value, held, group_size, requantize))
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:

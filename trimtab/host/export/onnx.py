@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trimtab.core.errors import ModelError
+from trimtab.core.errors import ModelError, first_line
 from trimtab.host.export import plain
 from trimtab.host.export.contents import Contents, Entry, Value, dense, spelled
 
@@ -27,7 +27,7 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 
 def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     """One entry per tensor; float32 holds them all."""
-    return [_entry(name, value) for name, value in contents.values.items()]
+    return contents.planned(_entry)
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
@@ -49,8 +49,7 @@ def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise ModelError(f"onnx: torch cannot write {contents.config.model_type} as a graph: {why:.200}") from error
+        raise ModelError(f"onnx: torch cannot write {contents.config.model_type} as a graph: {first_line(error):.200}") from error
     contents.config.save_pretrained(folder)
     if contents.tokenizer is not None:
         contents.tokenizer.save_pretrained(folder)

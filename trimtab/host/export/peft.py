@@ -47,7 +47,7 @@ def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     splits = _splits(contents)
     if not splits:
         raise UsageError("peft: no matrix has a low-rank part to be an adapter; export to plain")
-    return [_entry(name, value, splits, contents.model.dtype, requantize) for name, value in contents.values.items()]
+    return contents.planned(lambda name, value: _entry(name, value, splits, contents.model.dtype, requantize))
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:

@@ -22,7 +22,7 @@ REQUANTIZE = ("bfloat16", "float16")
 
 def plan(contents: Contents, requantize: str | None) -> list[Entry]:
     """One entry per tensor; nothing is ever refused."""
-    return [entry(name, value, contents.model.dtype, requantize) for name, value in contents.values.items()]
+    return contents.planned(lambda name, value: entry(name, value, contents.model.dtype, requantize))
 
 
 def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
