@@ -35,6 +35,7 @@ from trimtab.core.kinds import (
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import get, ids, kind, room
+from trimtab.core.trained import AdapterMethod, ScheduleMethod, TrainedMethod
 from trimtab.measure.claims_page import COMPARED, RESULTS, compared, numbers, quoted, status, table
 from trimtab.measure.ledger import latest, read
 from trimtab.testing.checks_any import steered
@@ -161,6 +162,12 @@ def _facts(made: Method) -> Iterator[str]:
     if isinstance(made, ProbeMethod):
         yield "Measures block by block and changes nothing"
         return
+    if isinstance(made, AdapterMethod):
+        yield "Trained beside frozen matrices in any format; `trimtab merge` folds it in where that is exact"
+        return
+    if isinstance(made, ScheduleMethod):
+        yield "Trains a model's own parameters, some at a time; its matrices have to be plain"
+        return
     yield f"Looks at {', '.join(f'`{need.__name__}`' for need in made.needs) or 'no data'}"
 
 
@@ -185,8 +192,20 @@ def _example(method: type[Method]) -> Iterator[str]:
         values = ", ".join(f"{name}={value!r}" for name, value in method().knobs().items())
         yield from (f'trimtab probe asset:smollm2-135m "{method.card.id}({values})" --windows 4 --length 64', "```")
         return
+    if issubclass(method, TrainedMethod):
+        yield from ("On the command line, every knob at its default:", "", "```bash")
+        values = " ".join(_spelled(name, value) for name, value in method().knobs().items())
+        call = f"trimtab adapt asset:smollm2-135m asset:gsm8k -o adapted --method {method.card.id} {values}"
+        yield from (f"{call} --length 32 --steps 2 --at-once 8", "```")
+        return
     yield from ("In a recipe, every knob at its default:", "", "```yaml")
     yield from (yaml.safe_dump({"steps": _steps(method)}, sort_keys=False).rstrip(), "```")
+
+
+def _spelled(name: str, value: Any) -> str:
+    """A knob as an option."""
+    option = name.replace("_", "-")
+    return (f"--{option}" if value else f"--no-{option}") if isinstance(value, bool) else f"--{option} {value}"
 
 
 def _steps(method: type[Method]) -> list[dict[str, Any]]:
@@ -224,7 +243,7 @@ def _limits(made: Method, results: Results, measured: Sequence[Side]) -> Iterato
         result = results.get((card.id, claim.name))
         if status(result) in ("fails", "not run"):
             yield f"Counting on {quoted(claim)}: {status(result)}" + (" here" if result else " yet")
-    needs = [] if isinstance(made, ProbeMethod) else made.needs
+    needs = [] if isinstance(made, ProbeMethod | TrainedMethod) else made.needs
     if Reference in needs:
         yield "Without the model that this one was fine-tuned from (`base`)"
     if [need for need in needs if need not in (Original, Storage, Reference)]:

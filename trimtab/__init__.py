@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trimtab.core.recipe import Calibration, Recipe, Step, Where
     from trimtab.core.registry import get as method
     from trimtab.core.report import Measurement, Report
+    from trimtab.host.adapt import adapt, merge
     from trimtab.host.checkpoint import save
     from trimtab.host.compress import compress, plan
     from trimtab.host.export.job import export
@@ -43,11 +44,13 @@ _WHERE = {
     "TrimtabError": "core.errors",
     "UsageError": "core.errors",
     "Where": "core.recipe",
+    "adapt": "host.adapt",
     "compare": "measure.verbs",
     "compress": "host.compress",
     "evaluate": "measure",
     "export": "host.export.job",
     "load": "host.opening",
+    "merge": "host.adapt",
     "method": "core.registry",
     "plan": "host.compress",
     "save": "host.checkpoint",
@@ -67,12 +70,14 @@ __all__ = [
     "TrimtabError",
     "UsageError",
     "Where",
+    "adapt",
     "compare",
     "compress",
     "evaluate",
     "export",
     "load",
     "measure",
+    "merge",
     "method",
     "methods",
     "plan",

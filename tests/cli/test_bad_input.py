@@ -47,7 +47,7 @@ WORDS = {
     "restricted model method": (["--do", "quarot", "--only", "layers.1"], "leave them out"),
     "groups that do not tile": (["--method", "rtn", "--group-size", "48"], "group_size=48; use one of"),
     "recipe and method": (["--recipe", "r.yaml", "--method", "gptq"], "given: --recipe and --method"),
-    "neither": ([], "give one of --recipe, --method and --do, or only --bits or --size; given: none"),
+    "neither": ([], "give one of --recipe, --method, --do and --search, or only a goal (--bits, --size, "),
     "two goals": (["--bits", "3", "--size", "60MB"], "one goal at a time"),
     "goal out of reach": (["--bits", "1.5"], "below the smallest possible model"),
     "goal that is no size": (["--size", "small"], "'small' is no size"),

@@ -18,6 +18,7 @@ from trimtab.cli.main import app
 from trimtab.cli.manners import Exit, colours, printable
 from trimtab.cli.voice import ENGINES
 from trimtab.core.registry import ids
+from trimtab.core.shipped import names
 from trimtab.host.export.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -130,6 +131,7 @@ def test_what_is_completed_is_what_there_is():
     assert complete.ENGINES == ENGINES
     assert set(complete.TARGETS) == set(TARGETS)
     assert complete.method("gptq") == ["gptq"]
+    assert complete.recipe("") == names()
 
 
 def test_every_command_that_reports_has_json():

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.engine.budget import keep_within
+from trimtab.engine.budget import keep_in_pools, keep_within
 
 
 @settings(max_examples=60, deadline=None)
@@ -25,10 +25,9 @@ def test_budget_is_met_to_half_a_unit_and_every_coupling_survives(sizes, sparsit
     assert gone >= min(sparsity * total, most) - max(costs) / 2
     for keep, score in zip(keeps, scores, strict=True):
         assert keep[score.argmax()]
-    kept = [s for k, v in zip(keeps, scores, strict=True) for s in v[k].tolist()]
-    dropped = [s for k, v in zip(keeps, scores, strict=True) for s in v[~k].tolist()]
-    best = [float(v.max()) for v in scores]
-    assert not dropped or max(dropped) <= min([s for s in kept if s not in best], default=float("inf"))
+    for keep, score in zip(keeps, scores, strict=True):
+        others = score[keep & (score != score.max())]
+        assert keep.all() or not len(others) or score[~keep].max() <= others.min()
 
 
 def test_nothing_goes_at_zero() -> None:
@@ -39,3 +38,21 @@ def test_equal_scores_go_in_order() -> None:
     first, second = keep_within([torch.ones(4), torch.ones(4)], [1, 1], 0.25)
     assert first.tolist() == [True, False, False, True]
     assert second.all()
+
+
+def test_cheap_units_make_up_for_a_dear_one_that_does_not_fit() -> None:
+    dear, cheap = keep_within([torch.tensor([0.0, 9.0]), torch.arange(1.0, 11.0)], [100, 1], 0.05)
+    assert dear.all()
+    assert int((~cheap).sum()) == 9  # of 10: the best one stays
+
+
+def test_pools_lose_their_own_part_and_the_cheapest_meet_the_budget() -> None:
+    scores = [torch.arange(3.0), torch.arange(3.0), torch.arange(100.0), torch.arange(100.0) - 1000]
+    costs = [50, 50, 1, 1]
+    keeps = keep_in_pools(scores, costs, [([i], 0.2 * 150 if i < 2 else 20) for i in range(4)], 100.0)
+    gone = [int((~keep).sum()) for keep in keeps]
+    assert gone == [1, 1, 0, 0]
+    keeps = keep_in_pools(scores, costs, [([i], 15 if i < 2 else 10) for i in range(4)], 50.0)
+    assert [int((~keep).sum()) for keep in keeps] == [0, 0, 25, 25]
+    keeps = keep_in_pools(scores, costs, [([2, 3], 1)], 50.0)
+    assert [int((~keep).sum()) for keep in keeps] == [0, 0, 0, 50]

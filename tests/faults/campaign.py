@@ -66,7 +66,7 @@ def overwriting(place: Path, seed: int) -> Lines:
 
 def killed(place: Path, seed: int) -> Lines:
     (place / "jobs").mkdir()
-    wrong = (kills.OTHER, kills.HALF, kills.LOST)
+    wrong = (kills.OTHER, kills.HALF, kills.LOST, kills.MORE)
     with Victims() as victims:
         trials = [kills.Trial(job, victims, place / "trial") for job in kills.jobs(place / "jobs")]
         for times, count in ((1, RANDOM_KILLS), (2, DOUBLE_KILLS)):

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["trimtab.host.gguf_checks", "trimtab.host.folder_checks", "trimtab.runtime.folder"]):
+with atheris.instrument_imports(
+    include=["trimtab.host.gguf_checks", "trimtab.host.folder_checks", "trimtab.host.tensor_file", "trimtab.runtime.folder"]
+):
     import trimtab.host.folder_checks
     import trimtab.host.gguf_checks
+    import trimtab.host.tensor_file
     import trimtab.runtime.folder  # noqa: F401
 
 import guard

@@ -26,6 +26,8 @@ from trimtab.testing.folders import tiny_folder
 
 KILLED = -9
 SAME, OTHER, HALF, LOST = "same", "other", "half", "not finished"
+CLUTTER = "same, but what was kept is not all removed"  # killed meanwhile; whoever writes there next does it
+MORE = "same, but something else is left"
 UNTOLD = ("README.md", "receipt.json", manifest.NAME)  # they say how long it took
 
 
@@ -36,6 +38,7 @@ class Job:
     name: str
     what: str
     words: dict[str, Any]
+    offloaded: bool = False
 
     @property
     def instants(self) -> tuple[str, ...]:
@@ -43,7 +46,8 @@ class Job:
 
     def asked(self, place: Path) -> dict[str, Any]:
         how = {} if self.what == "measure" else {"checkpoint_every": 0}
-        return {**self.words, **how, "out": place / "out"}
+        away = {"offload": place / "away"} if self.offloaded else {}
+        return {**self.words, **how, **away, "out": place / "out"}
 
     def found(self, place: Path) -> Any:
         """What is there at the end, in a form that can be compared; None where nothing is. Raises where it is half there."""
@@ -78,11 +82,10 @@ def jobs(place: Path) -> list[Job]:
         file = place / f"{name}.yaml"
         file.write_text(Recipe.of(steps, shown).yaml())
         made.append(Job(f"compress, {name}", "compress", {"model": model, "recipe": file}))
-    away = {**made[0].words, "offload": place / "away"}
     asked = {"model": model, "source": str(text), "windows": 40, "length": 48, "speed": False}
     return [
         *made,
-        Job("compress, offloaded", "compress", away),
+        Job("compress, offloaded", "compress", made[0].words, offloaded=True),
         Job("export", "export", {"model": model, "to": "plain", "requantize": "bfloat16"}),
         Job("measure", "measure", asked),
     ]
@@ -121,8 +124,11 @@ class Trial:
                 return HALF
             if not self._is_done(here) and self._run(asked) != 0:
                 return LOST
-            left = [path.name for path in here.iterdir() if path.name != "out"]
-            return SAME if self.job.found(here) == self.wanted and not left else OTHER
+            if self.job.found(here) != self.wanted:
+                return OTHER
+            left = [path.name for path in here.iterdir() if path.name not in ("out", "away")]
+            left += [path.name for path in here.glob("away/*")]
+            return SAME if not left else CLUTTER if left == [state_of(here / "out").name] else MORE
 
     def _is_done(self, here: Path) -> bool:
         """Killed when there was nothing left to do."""

@@ -33,7 +33,7 @@ from trimtab.testing.folders import tiny_folder
 from trimtab.testing.tiny import ARCHITECTURES, tiny
 from trimtab.testing.weights import examples
 
-COMPILED = ("codebook", "nm", "masked")  # what the compiled kernels check by themselves
+COMPILED = ("codebook", "nm", "masked", "block_diagonal")  # what the compiled kernels check by themselves
 
 
 @dataclass(frozen=True)

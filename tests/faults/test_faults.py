@@ -13,6 +13,7 @@ import network
 import numbers_at_the_edge as edge
 import parsers
 import pytest
+import random_recipes
 import writing
 
 from trimtab.core.recipe import Recipe
@@ -87,6 +88,15 @@ def test_damage_is_noticed(tmp_path, fixture):
         outcome = guard.judged(lambda copy=copy: checkpoint.load(copy))
         assert outcome.kind == guard.REFUSED if name in checkpoints.STRUCTURAL else outcome.kind != guard.FAULT, (name, outcome)
     must_be(guard.TAKEN, guard.judged(lambda: checkpoint.load(next(again))))
+
+
+# ---------------------------------------------------------------------------------------------------- L: plans
+
+
+def test_a_recipe_that_nobody_would_write_has_a_plan_or_is_refused():
+    outcomes = [guard.judged(partial(random_recipes.planned, Random(f"test/{number}"))) for number in range(100)]
+    assert [outcome.said for outcome in outcomes if outcome.kind == guard.FAULT] == []
+    assert {outcome.kind for outcome in outcomes} == {guard.REFUSED, guard.TAKEN}
 
 
 # ---------------------------------------------------------------------------------------------------- E to H: hostile files

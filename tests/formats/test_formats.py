@@ -17,6 +17,7 @@ from trimtab.formats import (
     FORMATS,
     NM,
     BitPlanes,
+    BlockDiagonal,
     Chain,
     Codebook,
     Dense,
@@ -170,6 +171,14 @@ def pyramid_points(dim: int, pulses: int) -> int:
     return pyramid_points(dim - 1, pulses) + pyramid_points(dim, pulses - 1) + pyramid_points(dim - 1, pulses - 1)
 
 
+def decode_block_diagonal(spec, stored):
+    (out, in_), count = spec["shape"], spec["count"]
+    full = torch.zeros(out, in_, dtype=torch.float64)
+    for k, block in enumerate(stored["blocks"].double()):
+        full[k * out // count : (k + 1) * out // count, k * in_ // count : (k + 1) * in_ // count] = block
+    return full
+
+
 def decode_lattice(spec, stored):
     """From the words of docs/formats.md alone."""
     codes = read_bits(stored["codes"], 8 * spec["bits"], spec["shape"][1] // 8)
@@ -248,13 +257,14 @@ DECODERS = {
     "signstack": decode_signstack,
     "codebook": decode_codebook,
     "pyramid": decode_pyramid,
+    "block_diagonal": decode_block_diagonal,
     "chain": decode_chain,
     "sum": decode_sum,
     "rotated": decode_rotated,
     "lattice": decode_lattice,
     "rotation": decode_rotation,
 }
-ONE_ROUNDING = {"dense", "masked", "nm", "grouped"}
+ONE_ROUNDING = {"dense", "masked", "nm", "grouped", "block_diagonal"}
 
 
 def test_examples_cover_every_format():
@@ -547,6 +557,9 @@ REFUSED = {
     "codebook size": (lambda: Codebook(CODES[None], torch.ones(1, 257, 1).half()), "2 to 256 entries"),
     "lone scale": (lambda: Codebook(CODES[None], HALF.view(1, 6, 1), HALF), "belong together"),
     "flat codes": (lambda: Codebook(CODES, HALF.view(1, 6, 1)), "codes must be"),
+    "flat blocks": (lambda: BlockDiagonal(HALF), r"blocks must be \[count up to 4096, rows, columns\], got \[2, 3\]"),
+    "too many blocks": (lambda: BlockDiagonal(torch.ones(4097, 1, 1)), "count up to 4096"),
+    "blocks of integers": (lambda: BlockDiagonal(CODES[None]), "convert it first"),
     "points group size": (lambda: Pyramid(POINTS, CODES[:, :3], HALF[0, :2], HALF[:, 0], 16), "use one of"),
     "points dtype": (lambda: Pyramid(POINTS.int(), CODES[:, :3], HALF[0, :2], HALF[:, 0], 11), "points must be int16"),
     "pulses": (

@@ -13,6 +13,7 @@ from trimtab.host import instants, manifest
 from trimtab.host.export import job, plain, reopen
 from trimtab.host.export.job import Exported, export
 from trimtab.host.keeping import is_kept, state_of
+from trimtab.host.store import Store
 from trimtab.testing import faults
 from trimtab.testing.faults import INSTANTS, Victims
 from trimtab.testing.folders import tiny_folder
@@ -182,6 +183,23 @@ def test_where_files_cannot_be_linked_they_are_copied(model, undisturbed, tmp_pa
     monkeypatch.setattr("trimtab.host.export.under_way.os.link", fail)
     export(model, "plain", tmp_path / "out")
     assert files(tmp_path / "out") == files(undisturbed.folder)
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_export(model, undisturbed, tmp_path, monkeypatch):
+    commit, left = Store.commit, [3]
+
+    def full(store, content, refers):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        commit(store, content, refers)
+
+    monkeypatch.setattr(Store, "commit", full)
+    for room in (0, 3, 22):  # commits: none, some tensors, all but that of the files
+        left[0] = room
+        export(model, "plain", tmp_path / f"out-{room}", checkpoint_every=0)
+        assert files(tmp_path / f"out-{room}") == files(undisturbed.folder)
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_no_resume_leaves_the_state_alone(model, undisturbed, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import trimtab
 from trimtab.core.errors import ModelError
 from trimtab.core.seeds import Seeds
+from trimtab.engine.unpacking import unpack
 from trimtab.formats import Dense, Grouped
 from trimtab.host import checkpoint
 from trimtab.host.export.contents import dense, values_of
@@ -311,3 +312,27 @@ def test_expressions_that_may_not_end_are_not_tried(expression):
     with pytest.raises(ModelError, match="forever"):
         matched(expression)
     assert matched(r".*\.18\..*gate.*").match("model.layers.18.mlp.gate_proj")
+
+
+@pytest.mark.parametrize("to", ["gguf", "gptq", "compressed-tensors"])
+def test_what_came_packed_is_compressed_with_a_note(to, tmp_path):
+    source = exported(packed(), to, tmp_path / "packed")
+    done = trimtab.compress(source, "rtn(bits=3, group_size=32)")
+    (note,) = [note for note in done.report.notes if "unpacked to" in note]
+    assert note.startswith("14 matrices that came packed (Grouped) were unpacked")
+    expected = trimtab.compress(exported(packed(), "plain", tmp_path / "plain"), "rtn(bits=3, group_size=32)").model
+    for block, wanted in zip(done.model.model.layers, expected.model.layers, strict=True):
+        assert torch.equal(block.mlp.up_proj.weight_value.dense(), wanted.mlp.up_proj.weight_value.dense())
+    assert [step.bits for step in trimtab.plan(source, "rtn(bits=3, group_size=32)").steps] == [3 + (16 + 4) / 32]
+
+
+def test_what_a_step_takes_packed_stays_packed():
+    model = packed()
+    assert unpack(model, trimtab.Recipe.of("lqer(rank=2)")) == []
+    assert unpack(model, trimtab.Recipe.of("lqer(rank=2) -> rtn")) == []  # what comes later is the recipe's own affair
+    assert len(unpack(model, trimtab.Recipe.of("quarot"))) == 1
+
+
+def test_a_packed_model_in_memory_is_left_alone_and_told_what_to_do():
+    with pytest.raises(trimtab.UsageError, match=r"is Grouped in the model as it came; unpack it: trimtab export"):
+        trimtab.plan(packed(), "rtn(bits=3, group_size=32)")

@@ -17,6 +17,7 @@ from trimtab.engine.depot import Filed, absent, is_absent
 from trimtab.host import manifest, tensor_file
 from trimtab.host.compress import compress
 from trimtab.host.keeping import state_of
+from trimtab.testing.faults import Victims
 from trimtab.testing.folders import tiny_folder
 
 LIMITED = """
@@ -97,6 +98,17 @@ def test_it_can_be_stopped_and_taken_up_also_the_other_way(text, tmp_path):
             compress(model, made, out, offload=first, checkpoint_every=0, watch=watch, packed=True)
         assert sweeps(model, made, out, offload=then, packed=True) == [2, 3, 4]
         assert files(out) == files(tmp_path / "memory")
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_one(text, tmp_path):
+    model, place = tiny_folder(tmp_path / "model"), tmp_path / "place"
+    words = {"model": model, "recipe": "rtn(group_size=32)", "out": tmp_path / "out", "offload": place, "checkpoint_every": 0}
+    with Victims() as victims:
+        assert victims.run(words, "object: written") == -9
+        assert len(list(place.iterdir())) == 1
+        (place / "trimtab-of-somebody-else").mkdir()
+        assert victims.run(words) == 0
+    assert [path.name for path in place.iterdir()] == ["trimtab-of-somebody-else"]
 
 
 def limited(*words: object) -> subprocess.CompletedProcess:

@@ -14,6 +14,7 @@ import torch
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
 from trimtab.core.recipe import Calibration, Recipe
+from trimtab.core.registry import get
 from trimtab.engine import forecast
 from trimtab.host import preflight as module
 from trimtab.host.compress import ahead, compress
@@ -80,6 +81,18 @@ def test_a_rehearsal_changes_nothing(text, steps):
     assert len(took) == len(made.steps)
     assert all(value is not None and value >= 0 for value in took)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_steps_that_move_scales_are_rehearsed_where_they_can_be(text, monkeypatch):
+    """In earnest for one block; of a method that looks at the model itself, no more than what it is shown."""
+    asked, scale = [], get("awq").scale
+    monkeypatch.setattr(get("awq"), "scale", lambda self, fold, *shown: (asked.append(fold.block), scale(self, fold, *shown))[1])
+    anatomy = Anatomy.of(tiny("llama", vocab_size=259))
+    took = forecast.seconds(anatomy, recipe(text, "awq -> rtn(group_size=32)"))
+    assert len(took) == 2
+    assert min(took) > 0
+    assert asked == [2] * sum(fold.block == 2 for fold in anatomy.folds())
+    assert asked
 
 
 def test_more_of_everything_takes_more(text):

@@ -1,15 +1,20 @@
-"""SVD, SVD-LLM and LQER: what they minimize is minimal, and what they cost is what they say."""
+"""SVD and its kin, and LQER: what they minimize is minimal, and what they cost is what they say."""
 
 import pytest
 import torch
 
+from trimtab.core.kinds import Seen
 from trimtab.core.registry import get
 from trimtab.formats import Dense, Sum
-from trimtab.testing.problems import Layer, given, layer, solve
+from trimtab.methods.factorize.saes_svd import best_share
+from trimtab.stats import AbsMean, Drift, Gram
+from trimtab.tensors.lowrank import truncated
+from trimtab.tensors.spd import cholesky
+from trimtab.testing.problems import Layer, given, layer, seen, solve
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("method", ["svd", "svd_llm"])
+@pytest.mark.parametrize("method", ["svd", "svd_llm", "asvd", "saes_svd"])
 def test_keep_counts_parameters(method: str, keep: float) -> None:
     answer = solve(get(method)(keep=keep), layer())
     held = sum(t.numel() for t in answer.tensors().values())
@@ -63,3 +68,102 @@ def test_lqer_scales_by_the_inputs() -> None:
     answer = solve(get("lqer")(rank=1), Layer(weight, x), Dense(torch.zeros(8, 16)))
     assert answer.dense()[1, 3] == pytest.approx(1, abs=1e-3)
     assert answer.dense()[0, 2] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_dropped_singular_value_costs_its_square_to_six_digits() -> None:
+    """||(W - W') X||^2 over the tokens that made the gram is the tail's energy: SVD-LLM's identity, and so for every rank."""
+    problem = layer()
+    x, weight = problem.x.double(), problem.weight.double()
+    root, used = cholesky(x.T @ x / len(x), 0.0)
+    assert used == 0
+    energy = torch.linalg.svdvals(weight @ root).square()
+    for rank in (1, 5, 12, 23):
+        found = truncated(problem.weight, rank, root)
+        change = weight - found.left.double() @ found.right.double()
+        assert float((change @ x.T).square().sum()) / len(x) == pytest.approx(float(energy[rank:].sum()), rel=1e-6)
+        assert found.dropped == pytest.approx(float(energy[rank:].sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["svd", "svd_llm", "asvd", "saes_svd"])
+def test_beyond_the_break_even_a_matrix_stays(method: str) -> None:
+    """At keep=1, and where one rank is as large as the matrix; the receipt says so."""
+    for problem, keep in ((layer(), 1.0), (layer(1, 64), 0.5)):
+        made, weight = get(method)(keep=keep), Dense(problem.weight)
+        shown = seen(made, problem)
+        assert made.solve(weight, shown, problem.site) is weight
+        assert "dense" in shown.notes["kept"]
+        assert made.promises(problem.site, weight.spec()) == weight.spec()
+
+
+def test_asvd_by_its_formula() -> None:
+    problem = layer()
+    scale = problem.x.abs().mean(0).double() ** 0.5
+    u, s, vt = torch.linalg.svd(problem.weight.double() * scale, full_matrices=False)
+    answer = solve(get("asvd")(keep=0.5), problem)
+    rank = answer.factors[0].shape[1]
+    assert torch.allclose(answer.dense().double(), (u[:, :rank] * s[:rank]) @ vt[:rank] / scale, atol=1e-4)
+    plain = solve(get("svd")(keep=0.5), problem)
+    assert torch.allclose(solve(get("asvd")(keep=0.5, power=0.0), problem).dense(), plain.dense(), atol=1e-5)
+    assert problem.error(solve(get("svd_llm")(keep=0.5), problem)) < problem.error(answer) < problem.error(plain)
+
+
+def drifted(problem: Layer, size: float) -> tuple[torch.Tensor, Seen]:
+    """The untouched model's inputs [tokens, in], and what a method is told of them."""
+    draw = torch.Generator().manual_seed(0)
+    original = problem.x + size * torch.randn(problem.x.shape, generator=draw) * problem.x.std(0)
+    gram = problem.x.T @ problem.x / len(problem.x)
+    drift = (original - problem.x).T @ problem.x / len(problem.x)
+    return original, Seen({Gram: gram, Drift: drift, AbsMean: problem.x.abs().mean(0)})
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_saes_svd_that_may_not_look_at_the_drift_is_svd_llm(adapt: bool) -> None:
+    problem = layer()
+    _, shown = drifted(problem, 0.3)
+    weight = Dense(problem.weight)
+    ours = get("saes_svd")(keep=0.5, most=0.0, adapt=adapt).solve(weight, shown, problem.site)
+    theirs = get("svd_llm")(keep=0.5).solve(weight, shown, problem.site)
+    assert torch.equal(ours.dense(), theirs.dense())
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_saes_svd_minimizes_what_it_says(share: float) -> None:
+    """||W' X - W X||^2 + a ||W' X - W X°||^2, a = b / (1 - b): below SVD-LLM's, and the closest of its rank to its target."""
+    problem = layer()
+    original, shown = drifted(problem, 0.3)
+    weight = Dense(problem.weight)
+    a = share / (1 - share)
+
+    def objective(answer) -> float:
+        x, untouched = problem.x.double(), original.double()
+        out, w = answer.dense().double() @ x.T, problem.weight.double()
+        return float((out - w @ x.T).square().sum() + a * (out - w @ untouched.T).square().sum())
+
+    ours = get("saes_svd")(keep=0.5, most=share, adapt=False, damping=0.0).solve(weight, shown, problem.site)
+    theirs = get("svd_llm")(keep=0.5, damping=0.0).solve(weight, shown, problem.site)
+    assert objective(ours) < 0.999 * objective(theirs)
+    rank = ours.factors[0].shape[1]
+    x = problem.x.double()
+    aim = problem.weight.double() @ (x + share * (original.double() - x)).T
+    basis = torch.linalg.qr(x)[0]
+    inside = aim @ basis  # what inputs x can reach
+    least = torch.linalg.svdvals(inside)[rank:].square().sum() + (aim - inside @ basis.T).square().sum()
+    assert float((ours.dense().double() @ x.T - aim).square().sum()) == pytest.approx(float(least), rel=1e-3)
+
+
+def test_the_chosen_share_loses_least_of_the_energy() -> None:
+    """With the directions that it was chosen for, against a grid."""
+    draw = torch.Generator().manual_seed(1)
+    still, moved = (torch.randn(12, 20, generator=draw, dtype=torch.float64) for _ in range(2))
+    found = best_share(still, moved, 4, 0.9)
+
+    def kept(b: float, among: float) -> float:
+        basis = torch.linalg.svd(still + among * moved, full_matrices=False)[0][:, :4]
+        there = still + b * moved
+        return float((basis.T @ there).square().sum() / there.square().sum())
+
+    grid = [i * 0.9 / 300 for i in range(301)]
+    first = max(grid, key=lambda b: kept(b, 0.0))
+    second = max(grid, key=lambda b: kept(b, first))
+    assert kept(found, first) == pytest.approx(kept(second, first), rel=1e-4)
+    assert best_share(still, 0 * moved, 4, 0.9) in (0.0, 0.9)

@@ -14,7 +14,7 @@ from trimtab.formats import Dense
 from trimtab.stats import BlockCosine, Moments
 from trimtab.testing.checks_channel import narrows_truly
 from trimtab.testing.problems import layer
-from trimtab.testing.roundtrip import Float64, in_float64, logits, ran, shown
+from trimtab.testing.roundtrip import Float64, in_float64, logits, ran, reopened, shown
 from trimtab.testing.tiny import tiny
 
 ROTATABLE = ("llama", "qwen2", "qwen3", "mistral", "mixtral", "smollm3", "phi3")
@@ -31,6 +31,51 @@ def test_rotation_keeps_the_function(family: str, expression: str) -> None:
         run(model, Recipe.of(expression), shown(model))
         assert (logits(model) - before).norm() / before.norm() < 1e-9
         assert not torch.allclose(Anatomy.of(model).weight(Anatomy.of(model).sites[1]).dense(), matrix, atol=0.05)
+
+
+SLICED = tuple(family for family in ROTATABLE if family != "mixtral")
+
+
+@pytest.mark.parametrize("family", SLICED)
+def test_a_stream_that_is_turned_and_not_cut_says_the_same(family: str) -> None:
+    with Float64():
+        model = in_float64(family)
+        before = logits(model)
+        run(model, Recipe.of("slicegpt(sparsity=0.0)"), shown(model))
+        assert (logits(model) - before).norm() / before.norm() < 1e-9
+
+
+@pytest.mark.parametrize("family", SLICED)
+def test_directions_that_the_stream_has_not_cost_nothing(family: str) -> None:
+    """All writers, and the embedding, write into 48 of 64 channels: the other 16 can be cut from the turned stream."""
+    with Float64():
+        model = in_float64(family)
+        draw = torch.Generator().manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(64, 48, generator=draw, dtype=torch.float64)).Q
+        anatomy = Anatomy.of(model)
+        for site in anatomy.sites:
+            weight = anatomy.module(site).weight
+            if site.role in (Role.O, Role.DOWN):
+                weight.data = basis @ basis.T @ weight.data
+            elif site.role is Role.EMBED:
+                weight.data = weight.data @ basis @ basis.T
+        for module in model.modules():  # what a norm adds to a mean square of fewer channels would count for less
+            for name in {"eps", "variance_epsilon"} & vars(module).keys():
+                setattr(module, name, 0.0)
+        before = logits(model)
+        run(model, Recipe.of("slicegpt(sparsity=0.25)"), shown(model))
+        assert model.config.hidden_size == 48
+        assert (logits(model) - before).norm() / before.norm() < 1e-6
+    assert reopened(model.float()).config.hidden_size == 48
+
+
+def test_slices_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ModelError, match="experts live in one tensor"):
+        ran("mixtral", Recipe.of("slicegpt"))
+    with pytest.raises(ModelError, match=r"slicegpt: .* subtracts the mean"):
+        ran("gpt2", Recipe.of("slicegpt"))
+    with pytest.raises(UsageError, match="no multiple of 48"):
+        ran("llama", Recipe.of("slicegpt(sparsity=0.75, multiple=48)"))
 
 
 @pytest.mark.parametrize("family", NOT_ROTATABLE)
@@ -105,6 +150,28 @@ def test_shortgpt_ranks_by_influence_and_breaks_ties_towards_the_front() -> None
     assert dropped([0.1, 0.9, 0.5, 0.7], 1) == [1]
     assert dropped([0.1, 0.9, 0.5, 0.7], 2) == [1, 3]
     assert dropped([0.5, 0.5, 0.5, 0.5], 2) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "depth", "speedup", "kept"),
+    [
+        ("unified", 12, 2.0, [0, 2, 4, 6, 8, 11]),
+        ("unified", 30, 1.2, [*range(24), 29]),
+        ("unified", 10, 3.0, [0, 5, 9]),
+        ("unified", 10, 5.0, [0, 9]),
+        ("early_exit", 10, 2.0, [0, 1, 2, 3, 4]),
+        ("contiguous", 10, 2.0, [0, 1, 2, 8, 9]),
+    ],
+)
+def test_blocks_are_kept_at_equal_distances(pattern: str, depth: int, speedup: float, kept: list[int]) -> None:
+    anatomy = Anatomy.of(tiny("llama", num_hidden_layers=depth))
+    dropped = [e.block for e in get("unified_skip")(speedup=speedup, pattern=pattern).rewrite(anatomy, Seen({}))]
+    assert sorted({*range(depth)} - {*dropped}) == kept
+
+
+def test_two_blocks_stay() -> None:
+    with pytest.raises(UsageError, match=r"4 blocks at speedup=3\.0 leave 1"):
+        ran("llama", Recipe.of("unified_skip(speedup=3.0)"))
 
 
 def blockwise(order: str, bits: float = 3.0, seed: int = 0) -> list[int]:

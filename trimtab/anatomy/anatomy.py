@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimtab.anatomy.blocks import blocks_path
 from trimtab.anatomy.couplings import find_couplings
 from trimtab.anatomy.folds import find_folds
+from trimtab.anatomy.gains import stream_gains
 from trimtab.anatomy.norms import Norm
 from trimtab.anatomy.patterns import matching
 from trimtab.anatomy.sites import candidates, is_tied, parent, stack_of
@@ -69,6 +70,13 @@ class Anatomy:
     def folds(self) -> tuple[Fold, ...]:
         """Where a scale can move from a norm or a matrix into the matrices behind it, inside the blocks, in forward order."""
         return self._folds
+
+    def gains(self, who: str) -> dict[Site, Tensor]:
+        """[width] float64, the gain on the input of every matrix that reads the residual stream.
+
+        `ModelError` in the name of `who`, if the stream of this model cannot be turned.
+        """
+        return stream_gains(self, who)
 
     @cached_property
     def _folds(self) -> tuple[Fold, ...]:

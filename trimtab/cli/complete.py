@@ -11,7 +11,7 @@ import trimtab
 
 GROUP = "trimtab.methods"
 ENGINES = ("auto", "native", "torch")
-TARGETS = ("awq", "compressed-tensors", "gguf", "gptq", "onnx", "peft", "plain")
+TARGETS = ("awq", "compressed-tensors", "gguf", "gptq", "onnx", "padded", "peft", "plain")
 
 
 def method_ids() -> list[str]:
@@ -22,6 +22,11 @@ def method_ids() -> list[str]:
 
 def method(incomplete: str) -> list[str]:
     return _beginning(method_ids(), incomplete)
+
+
+def recipe(incomplete: str) -> list[str]:
+    """Shipped recipes; a shell completes files by itself."""
+    return _beginning(sorted(file.stem for file in (Path(trimtab.__file__).parent / "recipes").glob("*.yaml")), incomplete)
 
 
 def engine(incomplete: str) -> list[str]:

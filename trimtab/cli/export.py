@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from trimtab.host.export.contents import Entry
     from trimtab.host.export.job import Exported
 
-TO = "plain (transformers), gguf (llama.cpp), compressed-tensors (transformers, vLLM), gptq or awq (GPTQModel, vLLM), peft "
-TO += "(a base and its adapter) or onnx (ONNX Runtime)."
+TO = "plain (transformers), padded (the same, all layers as wide as the widest), gguf (llama.cpp), "
+TO += "compressed-tensors (transformers, vLLM), gptq or awq (GPTQModel, vLLM), peft (base and adapter), onnx (ONNX Runtime)."
 REQUANTIZE = "What a matrix may be rounded to that the format cannot hold: plain, peft: bfloat16, float16; gguf: f32, bf16, f16, "
 REQUANTIZE += "q8_0, q5_1, q5_0, q4_1, q4_0; compressed-tensors, gptq, awq: float32, bfloat16, float16. (default: refuse)"
 

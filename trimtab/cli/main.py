@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from trimtab import __version__
 from trimtab.cli import (
+    adapt,
     bench,
     chat,
     claims,
@@ -66,6 +67,7 @@ def _root(
 
 
 compress.register(app)
+adapt.register(app)
 measure.register(app)
 compare.register(app)
 probe.register(app)

@@ -114,6 +114,10 @@ def plan(found: "Plan") -> None:
         for step in found.steps
     ]
     table(("step", "kind", "matrices", "patterns matched", "bits after"), rows, right=(2, 4), wrap=(0, 3))
+    for step in found.steps:
+        if step.candidates:
+            what = f"{step.candidates:,} candidates at most on {step.tokens_read:,} held-out tokens read in all"
+            typer.echo(f"search: {what}" + (f", after {step.levels} compressions, one per level" if step.levels else ""))
     typer.echo(f"parameters: {found.parameters:,}")
     unknown = " (the data decide)" if found.bytes_after is None else ""
     typer.echo(f"size in memory: {change(found.bytes_before, found.bytes_after)}{unknown}")

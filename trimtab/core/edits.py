@@ -40,9 +40,24 @@ class DropBlock:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Let a block use the matrices of another one, stored once; norms stay its own. Indices are those before the edit."""
+
+    block: int
+    source: int
+
+
+@dataclass(frozen=True)
+class NarrowStream:
+    """The residual stream is `width` wide from now on. Every matrix and norm at it is set by edits that come after this one."""
+
+    width: int
+
+
+@dataclass(frozen=True)
 class Untie:
     """Give the output head a matrix of its own where it shares the embedding's."""
 
 
-Edit = SetWeight | SetParam | Narrow | DropBlock | Untie
+Edit = SetWeight | SetParam | Narrow | DropBlock | Share | NarrowStream | Untie
 Edits = list[Edit]

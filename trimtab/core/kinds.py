@@ -2,15 +2,15 @@
 
 A method is a frozen dataclass of hyperparameters with a `Card`. It never touches a model: it is handed a weight, what was
 seen, and a place, and it *proposes*. The engine wires, `engine/apply.py` disposes. A new kind is added here together with
-its runner in `engine/run.py`, and nowhere else. Probes only look, so theirs is `engine/probe.py`.
+its runner in `engine/run.py`, and nowhere else. Probes only look, so theirs is `engine/probe.py`. What is trained on data has
+a page of its own, `core/trained.py`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from math import nan
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from trimtab.core.card import Card
 from trimtab.core.errors import UsageError
-from trimtab.core.knobs import checked, knobs
+from trimtab.core.finding import Finding as Finding
+from trimtab.core.knobs import checked, choice, flag, knobs, rate
 from trimtab.core.places import Coupling, Fold, Site, Unit
-from trimtab.core.report import Measurement
 
 if TYPE_CHECKING:
     from trimtab.anatomy import Anatomy
@@ -64,7 +64,8 @@ class Statistic(Protocol):
     `on` says what is observed: "input" of a site, [tokens, in]; "pair": that and the same tokens' input in the untouched
     model, each [tokens, in]; "block": a block's (input, output), each [tokens, width]. "passage": an input of a site and the
     (input, output) of its block, each [windows, length, width], tokens in the same order; "attended": an input of a site and
-    the attention that its tokens draw in the block, over all heads and queries, [windows, length].
+    the attention that its tokens draw in the block, over all heads and queries, [windows, length]. "gradient": that of a site's
+    weight, [out, in], one window at a time; channel methods only.
     """
 
     on: ClassVar[str]
@@ -108,6 +109,36 @@ class Storage:
     rest: int | None
     before: int
     largest: int
+
+
+Candidate = tuple[Any, ...]
+
+
+class Trials(Protocol):
+    """Not a statistic but may be needed like one, by `Searches`: what the model says with a candidate in it.
+
+    A candidate has an entry for every place: for an allocator the sites, in order, and each entry is one of `strengths`; for
+    a model method the blocks, and True leaves the block out. None is a place as it is.
+    """
+
+    @property
+    def windows(self) -> int: ...  # of held-out text, numbered from 0
+
+    def losses(self, candidates: Sequence[Candidate], windows: Sequence[int] | None = None) -> list[float]:
+        """Mean KL(model as it is || with the candidate) over the tokens of some windows (None: all), nats per token.
+
+        Infinite for one that could not be judged.
+        """
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A second capability of allocators and model methods that need `Trials`, with a knob `held_out` (how many tokens)."""
+
+    @property
+    def strengths(self) -> Sequence[Any]: ...  # what candidates may hold; every site is compressed once with each
+
+    def trials(self, places: Sequence[Any], windows: int) -> tuple[int, int]: ...  # candidates judged, windows read; at most
 
 
 class Seen:
@@ -231,18 +262,40 @@ class BlockMethod(LinearMethod):
         return self.begin(weight, seen, site).result()
 
 
-class ChannelMethod(Method):
-    """Scores coupled channels; the engine removes the lowest until the budget is met, model-wide.
+Pools = Sequence[tuple[Sequence[Coupling], float]]
 
-    Declares the knob `sparsity` (fraction of the couplings' weights to remove). Statistics are of the consumer's input.
+
+@dataclass(frozen=True)
+class ChannelMethod(Method):
+    """Scores coupled channels; the engine removes the lowest until the budget is met.
+
+    The knobs are the engine's to read. Statistics of inputs are of the consumer's; `seen[Original]`, and statistics on
+    gradients, are mappings by the coupling's matrices, [out, in] each. Who needs gradients declares the knob `windows`: how many
+    windows of the calibration set they are taken of.
     """
 
-    unit: ClassVar[tuple[Unit, ...]]
-    sparsity: float
+    unit: ClassVar[tuple[Unit, ...]] = (Unit.NEURON, Unit.KV_GROUP)
+
+    sparsity: float = rate("fraction of the coupled weights removed, model-wide", 0.2, high=0.9)
+    of: str = choice("what sparsity is a fraction of: the coupled weights, or the whole model", "coupled", ("coupled", "model"))
+    units: str = choice("which units may go", "all", ("all", "neuron", "kv_group"))
+    uniform: bool = flag("equal widths in all blocks, which the family's own config describes", False)
 
     @abstractmethod
     def score(self, coupling: Coupling, weight: LinearWeight, seen: Seen) -> Tensor:
-        """[units] float64, larger = keep; comparable across all couplings of the model. `weight` is the consumer's."""
+        """[units] float64, larger = keep; comparable across the couplings of a pool. `weight` is the consumer's."""
+
+    def pools(self, couplings: Sequence[Coupling], sparsity: float, seen: Seen) -> Pools:
+        """Couplings whose units compete with each other, and the fraction of its weights that each such pool loses.
+
+        Whole units seldom meet a fraction: what is then missing to `sparsity` of all goes from the pools of the smallest units.
+        seen: statistics on blocks. With several rounds, both are fractions of what was there at first, for one round.
+        """
+        return [(couplings, sparsity)]
+
+    def rounds(self) -> int:
+        """In how many equal steps the budget is approached. Before each, the model as it is then is looked at anew."""
+        return 1
 
 
 @runtime_checkable
@@ -328,58 +381,6 @@ class Subject(Protocol):
 
 
 Instead = Mapping[Site, Tensor | None]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One quantity, block by block, and one line of what it implies ("" where it only explains another one).
-
-    Every measurement's setting holds its "block", at most one per block; blocks that have no such quantity are left out.
-    """
-
-    measurements: tuple[Measurement, ...]
-    implies: str = ""
-
-    @classmethod
-    def of(cls, name: str, unit: str, values: Tensor, n: int, blocks: Sequence[int] | None = None) -> Finding:
-        """From values [blocks, windows]: the mean over windows, which are independent, and its standard error.
-
-        values [blocks] are exact. n: observations behind each block. blocks: which these are, all from 0 if not given.
-        """
-        table = values.double() if values.ndim > 1 else values.double()[:, None]
-        windows = table.shape[1]
-        spread = torch.full((len(table),), nan if values.ndim > 1 else 0.0)
-        if windows > 1:
-            spread = table.std(1) / windows**0.5
-        numbers = zip(range(len(table)) if blocks is None else blocks, table.mean(1).tolist(), spread.tolist(), strict=True)
-        return cls(tuple(Measurement(name, value, error, n, unit, {"block": block}) for block, value, error in numbers))
-
-    @classmethod
-    def columns(cls, rows: Sequence[Sequence[Mapping[str, float]]], about: Mapping[str, tuple[str, int]]) -> dict[str, Finding]:
-        """By name, from rows[block][window][name]; a block whose rows lack a name is left out. about: name -> (unit, n)."""
-        found = {}
-        for name, (unit, n) in about.items():
-            having = [block for block, row in enumerate(rows) if name in row[0]]
-            values = torch.tensor([[window[name] for window in rows[block]] for block in having], dtype=torch.float64)
-            found[name] = cls.of(name, unit, values.reshape(len(having), -1 if having else 0), n, having)
-        return found
-
-    def saying(self, implies: str) -> Finding:
-        """The same with this line."""
-        return replace(self, implies=implies)
-
-    def lowest(self) -> str:
-        """The blocks with the smallest values, in words: a tenth of them, at least two."""
-        return self._first(1.0)
-
-    def highest(self) -> str:
-        """The blocks with the largest values, in words."""
-        return self._first(-1.0)
-
-    def _first(self, sign: float) -> str:
-        ranked = sorted(self.measurements, key=lambda m: (sign * m.value, m.setting["block"]))
-        few = max(2, len(ranked) // 10)
-        return ", ".join(str(block) for block in sorted(m.setting["block"] for m in ranked[:few]))
 
 
 class ProbeMethod(Method):

@@ -62,6 +62,10 @@ class Member:
     axis: str
     indices: Tensor  # [units, per_unit] int64
 
+    def of_units(self, values: Tensor) -> Tensor:
+        """[units, per_unit]: values [out, in] of the matrix, summed over every row or column that a unit owns."""
+        return values.sum(1 if self.axis == "rows" else 0)[self.indices.to(values.device)]
+
 
 @dataclass(frozen=True, eq=False)
 class Coupling:

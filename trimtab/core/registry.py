@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trimtab.core.errors import TrimtabError, UsageError, did_you_mean
 from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMethod, Method, ModelMethod, ProbeMethod, ScaleMethod
+from trimtab.core.trained import AdapterMethod, ScheduleMethod
 
 GROUP = "trimtab.methods"
 KINDS: dict[type[Method], str] = {
@@ -22,6 +23,8 @@ KINDS: dict[type[Method], str] = {
     ScaleMethod: "scale",
     Allocator: "allocator",
     ProbeMethod: "probe",
+    AdapterMethod: "adapter",
+    ScheduleMethod: "schedule",
 }
 
 
@@ -65,7 +68,7 @@ def get(id: str) -> type[Method]:
 
 
 def kind(method: type[Method]) -> str:
-    """block, linear, channel, model, scale, allocator or probe."""
+    """block, linear, channel, model, scale, allocator, probe, adapter or schedule."""
     for base, name in KINDS.items():
         if issubclass(method, base):
             return name

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, Narrow, SetParam, SetWeight, Untie
+from trimtab.core.edits import DropBlock, Edits, Narrow, NarrowStream, SetParam, SetWeight, Share, Untie
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
 from trimtab.core.places import Member, Role
+from trimtab.engine.shared import share, write_out
 from trimtab.engine.surgery import place
 from trimtab.formats import NM, Dense, Masked
 from trimtab.formats.plain import plain
@@ -31,6 +32,10 @@ def apply(anatomy: Anatomy, edits: Edits, packed: bool = False) -> None:
                 _narrow(anatomy, edit)
             case Untie():
                 _untie(anatomy)
+            case NarrowStream():
+                _narrow_stream(anatomy, edit.width)
+            case Share():
+                _share(anatomy, edit)
             case DropBlock():
                 pass  # all at once below: their indices are those before the edit
     dropped = [e.block for e in edits if isinstance(e, DropBlock)]
@@ -82,6 +87,21 @@ def _kept(member: Member, keep: Tensor) -> Tensor:
     return alive.nonzero().flatten()
 
 
+def _share(anatomy: Anatomy, edit: Share) -> None:
+    """Matrix by matrix, those of the same name. Raises `ModelError` where the blocks are not made alike."""
+    mine, theirs = (f"{anatomy.blocks_path}.{block}." for block in (edit.block, edit.source))
+    own = {site.path.removeprefix(mine): site for site in anatomy.block_sites(edit.block)}
+    other = {site.path.removeprefix(theirs): site for site in anatomy.block_sites(edit.source)}
+    for name in sorted(own.keys() | other.keys()):
+        here, there = own.get(name), other.get(name)
+        if here is None or there is None or here.index is not None or here.role is Role.ROUTER or here.shape != there.shape:
+            raise ModelError(
+                f"block {edit.block} cannot use the matrices of block {edit.source}: {name} is not alike, or an expert's"
+            )
+    for name in own:
+        share(anatomy.model, mine + name, theirs + name)
+
+
 def _untie(anatomy: Anatomy) -> None:
     head = next(s for s in anatomy.sites if s.role is Role.HEAD)
     model: Any = anatomy.model
@@ -91,11 +111,24 @@ def _untie(anatomy: Anatomy) -> None:
     model.all_tied_weights_keys = {}  # the host asks this, not the config, when it saves
 
 
+def _narrow_stream(anatomy: Anatomy, width: int) -> None:
+    """The config and the embedding; the width of a head stays what it was, also where it followed from the stream's."""
+    model: Any = anatomy.model
+    config = model.config.get_text_config()
+    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config.hidden_size = width
+    embedding = model.get_input_embeddings()
+    embedding.weight = nn.Parameter(embedding.weight.detach()[:, :width].clone())
+    embedding.embedding_dim = width
+
+
 def _drop(anatomy: Anatomy, dropped: Sequence[int]) -> None:
     """Remove blocks, renumber the rest (the cache index), and shorten every per-layer list of the config."""
     model: Any = anatomy.model
     count = len(anatomy.blocks)
     kept = [i for i in range(count) if i not in set(dropped)]
+    for block in dropped:  # others may use what goes
+        write_out(model, f"{anatomy.blocks_path}.{block}.")
     parent, _, name = anatomy.blocks_path.rpartition(".")
     blocks = nn.ModuleList(anatomy.blocks[i] for i in kept)
     setattr(model.get_submodule(parent), name, blocks)

@@ -5,7 +5,7 @@ known to nobody but the method, so one block is gone through with one batch of a
 matrices of that block, and what that took is multiplied. Nothing of it is put into the model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from time import perf_counter
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, Seen
-from trimtab.core.places import Site
+from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, ScaleMethod, Searches, Seen
+from trimtab.core.places import Fold, Role, Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.seeds import Seeds
+from trimtab.engine.judge import KEPT
 from trimtab.engine.memory import kept_heap
 from trimtab.engine.observing import is_statistic
 from trimtab.engine.packed_linear import nothing_kept_unpacked
@@ -76,7 +77,17 @@ def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Ex
         streams = (2 if pairs else 1) * tokens * _width(anatomy) * shown.compute.itemsize
         block = max(_block(anatomy, number, shown, len(data)) for number in range(len(anatomy.blocks)))
         found.append(Expected(str(step), FIRST_USE + max(held, weights + streams + block + _work(anatomy, step))))
-    return found
+    judging = [_judging(anatomy, step.by or step.method, held) for step in recipe.steps]
+    return [replace(step, memory=step.memory + more) for step, more in zip(found, judging, strict=True)]
+
+
+def _judging(anatomy: Anatomy, method: Method, held: int) -> int:
+    """What a judge of candidates holds in this process: a model of its own in float32, hidden states, log-probabilities."""
+    if not isinstance(method, Searches):
+        return 0
+    tokens, parameters = method.held_out, sum(p.numel() for p in anatomy.blocks.parameters())  # type: ignore[attr-defined]
+    states = 4 * tokens * _width(anatomy) * len(anatomy.blocks)
+    return held + 4 * parameters + min(KEPT, states) + min(KEPT, 4 * tokens * anatomy.sites[0].shape[0])
 
 
 def outside(anatomy: Anatomy) -> int:
@@ -116,8 +127,9 @@ def seconds(anatomy: Anatomy, recipe: Recipe) -> list[float | None]:
         found: list[float | None] = []
         for linear, steps in groupby(recipe.steps, lambda step: isinstance(step.method, LinearMethod) and step.method.carry):
             together = list(steps)
-            found += rehearsal.linear(together) if linear else [rehearsal.other(step) for step in together]
-    return found
+            found += rehearsal.linear(together) if linear else [rehearsal.alone(step) for step in together]
+    searches = [isinstance(step.by or step.method, Searches) for step in recipe.steps]  # their candidates tell, not one block
+    return [None if search else took for search, took in zip(searches, found, strict=True)]
 
 
 class _Rehearsal:
@@ -197,6 +209,31 @@ class _Rehearsal:
             return None
         size = sum(s.shape[0] * s.shape[1] for s in here)
         return took * sum(s.shape[0] * s.shape[1] for s in sites) / size if size else 0.0
+
+    def alone(self, step: Step) -> float:
+        """Seconds of a step that shares no pass with others."""
+        return self.scaling(step) if isinstance(step.method, ScaleMethod) else self.other(step)
+
+    def scaling(self, step: Step) -> float:
+        """A step that moves scales: looking where it can, what it is shown, and its answer for the folds of the block."""
+        method: Any = step.method
+        data = [n for n in method.needs if is_statistic(n)]
+        if len(data) < len(method.needs):  # the model itself, or another one: only what that is shown to is known here
+            return self.other(step)
+        search, folds = _timed(self.anatomy.folds)
+        here = [fold for fold in folds if fold.block == self.block]
+        needs = {site: tuple(data) for fold in here for site in fold.consumers}
+        entering = list(self.stream.hidden)
+        passed, seen = _timed(lambda: self.stream.collect(self.block, needs, advance=True))
+        self.stream.hidden[:] = entering
+        took = sum(_timed(lambda fold=fold: self._asked(method, fold, data, seen.sites))[0] for fold in here)
+        blocks = len(self.anatomy.blocks)
+        return search + self.shown.batches * (self.record + passed * blocks) + took * blocks
+
+    def _asked(self, method: ScaleMethod, fold: Fold, data: Sequence[type], stats: Mapping[Site, Stats]) -> None:
+        weights = {site: self.anatomy.weight(site) for site in fold.consumers if site.role is not Role.ROUTER}
+        shown: dict[Any, Any] = {need: {site: stats[site][need] for site in fold.consumers} for need in data}
+        method.scale(fold, weights, Seen(shown, self.seeds.at("forecast", fold.name), {}))
 
     def other(self, step: Step) -> float:
         """A step on the whole model: what it is shown, and about one product per matrix."""

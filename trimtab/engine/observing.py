@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.kinds import Original, Seen, Storage
+from trimtab.core.errors import CalibrationError
+from trimtab.core.kinds import Original, Seen, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress
 from trimtab.engine.references import Matrices
@@ -19,7 +21,16 @@ if TYPE_CHECKING:
 
 def is_statistic(need: type) -> bool:
     """Whether it has to be collected; the others are known without showing anything."""
-    return need not in (Original, Storage)
+    return need not in (Original, Storage, Trials)
+
+
+@contextmanager
+def determined(who: str) -> Iterator[None]:
+    """Inside, an `ArithmeticError` says that what was seen decides nothing; it leaves as `CalibrationError`."""
+    try:
+        yield
+    except ArithmeticError as error:
+        raise CalibrationError(f"{who}: {error}; show more or other calibration text") from error
 
 
 def observe(

@@ -1,23 +1,27 @@
 """What a recipe would do to a model, before anything is done: sites, formats that fit, and the exact size of the result."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import RecipeError
-from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod, ScaleMethod
+from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelMethod, ScaleMethod, Searches
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
+from trimtab.core.trained import TrainedMethod
 from trimtab.engine.storage import Files
+
+Came = Mapping[Site, type[LinearWeight]]
 
 
 @dataclass(frozen=True)
 class PlannedStep:
     """One step: the matrices it works on, how many each pattern matched, and the stored bits per weight it leaves.
 
-    bits: None where the data decide; where an allocator meets a budget, those that the last step leaves.
+    bits: None where the data decide; where an allocator meets a budget, those that the last step leaves. candidates,
+    tokens_read: of a step that searches, how many are judged and what is read for that, at most; levels: compressed before.
     """
 
     method: str
@@ -25,6 +29,9 @@ class PlannedStep:
     sites: tuple[Site, ...]
     matched: dict[str, int] = field(default_factory=dict)
     bits: float | None = None
+    candidates: int = 0
+    tokens_read: int = 0
+    levels: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,23 +54,35 @@ class Plan:
 
 def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     """Resolve and check every step against the model. Raises `RecipeError` or `UsageError`; moves no weight."""
+    _untrained(recipe)
     held: dict[Site, tuple[type[LinearWeight], ...]] = {s: (type(anatomy.weight(s)),) for s in anatomy.sites}
+    came: Came = {site: kinds[0] for site, kinds in held.items()}  # of those that no step has changed yet
     where = [resolve(anatomy, step.where) for step in recipe.steps]
     files = Files(anatomy, recipe, [sites for sites, _ in where], packed)
     steps = []
     for number, (step, (sites, matched)) in enumerate(zip(recipe.steps, where, strict=True), 1):
         left = None
         if isinstance(step.method, LinearMethod):
-            _fit(step.method, sites, held)
+            _fit(step.method, sites, held, came)
             held |= dict.fromkeys(sites, step.method.gives)
+            came = {site: kind for site, kind in came.items() if site not in sites}
             left = _per_weight(files.take(number, sites), sites)
         elif isinstance(step.method, ScaleMethod):
             _foldable(step.method, sites, held)
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
             files.rewrite(getattr(step.method, "unties", False), getattr(step.method, "preserves", False))
-        steps.append(PlannedStep(str(step), kind(type(step.method)), sites, matched, left))
+        steps.append(
+            PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe))
+        )
     return Plan(tuple(steps), _parameters(anatomy), files.before, files.total(), files.files())
+
+
+def _untrained(recipe: Recipe) -> None:
+    for step in recipe.steps:
+        if isinstance(step.method, TrainedMethod):
+            id = step.method.card.id
+            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab adapt MODEL DATA --method {id} -o OUT")
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:
@@ -89,16 +108,24 @@ def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str,
     return tuple(s for s in anatomy.sites if s in chosen), counts
 
 
-def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
+def takes(method: LinearMethod, format: type[LinearWeight]) -> bool:
+    """Whether a method works on matrices in this container."""
+    return LinearWeight in method.takes or issubclass(format, method.takes)
+
+
+def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]], came: Came) -> None:
     for site in sites:
         method.fits(site)
         for format in held[site]:
-            if LinearWeight not in method.takes and not issubclass(format, method.takes):
-                takes = " or ".join(t.__name__ for t in method.takes)
-                raise RecipeError(
-                    f"{method.card.id} takes {takes}, but {site.name} is {format.__name__} by then; "
-                    f"put {method.card.id} before the step that makes it so"
-                )
+            if not takes(method, format):
+                taken = " or ".join(t.__name__ for t in method.takes)
+                raise RecipeError(f"{method.card.id} takes {taken}, but {_why_not(method.card.id, site, format, came)}")
+
+
+def _why_not(who: str, site: Site, format: type[LinearWeight], came: Came) -> str:
+    if came.get(site) is format:
+        return f"{site.name} is {format.__name__} in the model as it came; unpack it: trimtab export MODEL --to plain -o FOLDER"
+    return f"{site.name} is {format.__name__} by then; put {who} before the step that makes it so"
 
 
 def _foldable(method: ScaleMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
@@ -117,6 +144,22 @@ def _dense_only(step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[Linear
 def _plain_by_then(who: str, site: Site, kinds: tuple[type[LinearWeight], ...]) -> None:
     if any(kind.kind not in ("dense", "masked") for kind in kinds):
         raise RecipeError(f"{who} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
+
+
+def _searched(step: Step, sites: Sequence[Site], anatomy: Anatomy, recipe: Recipe) -> tuple[int, int, int]:
+    """(candidates, tokens, levels). Raises `UsageError` for a level that the method or a matrix refuses."""
+    method = step.by or step.method
+    if not isinstance(method, Searches):
+        return 0, 0, 0
+    if isinstance(step.method, LinearMethod) and step.by is not None:
+        for level in method.strengths:
+            leveled = replace(step.method, **{step.by.knob: level})
+            for site in sites:
+                leveled.fits(site)
+    length = recipe.calibration.length
+    places = range(len(anatomy.blocks)) if step.by is None else sites
+    candidates, windows = method.trials(places, -(-method.held_out // length))  # type: ignore[attr-defined]
+    return candidates, windows * length, len(method.strengths)
 
 
 def _per_weight(stored: int | None, sites: Sequence[Site]) -> float | None:

@@ -5,7 +5,9 @@ Adjacent linear steps share one pass over the model: a matrix goes through all o
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from time import perf_counter
 from typing import Any
@@ -14,9 +16,9 @@ import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, SetWeight
-from trimtab.core.errors import CalibrationError, ModelError
-from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage
+from trimtab.core.edits import DropBlock, Edits, SetWeight, Share
+from trimtab.core.errors import CalibrationError, ModelError, UsageError
+from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, ModelMethod, Original, Seen, Statistic, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe, Step
@@ -28,13 +30,14 @@ from trimtab.engine.channels import narrow
 from trimtab.engine.depot import Depot, Filed
 from trimtab.engine.folding import fold
 from trimtab.engine.memory import kept_heap
-from trimtab.engine.observing import is_statistic, observe
+from trimtab.engine.observing import determined, is_statistic, observe
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.passes import notes
 from trimtab.engine.plan import plan, resolve
 from trimtab.engine.preserving import preserved
 from trimtab.engine.references import others
 from trimtab.engine.resume import UNKEPT, Begun, Keeper, Place, block_done, done_already, phase_done, strengths_chosen, take_up
+from trimtab.engine.search import Judging, trials
 from trimtab.engine.shelf import Shelf
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
@@ -66,6 +69,7 @@ class Bench:
     depot: Depot | None = None  # where the blocks are, if they are not in memory
     place: Place = field(default_factory=Place)
     begun: Begun | None = None  # the phase that an earlier process was in, until it is taken up
+    judging: Judging | None = None  # how candidates are judged where a method searches
 
     def stored_bits(self, weight: LinearWeight) -> float:
         """Bits per weight as it will be written: sparse matrices are written with their zeros unless `packed`."""
@@ -102,6 +106,7 @@ def run(
     bases: Mapping[str, torch.nn.Module] | None = None,
     keeper: Keeper = UNKEPT,
     depot: Depot | None = None,
+    judging: Judging | None = None,
 ) -> Bench:
     """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
 
@@ -109,7 +114,8 @@ def run(
     bases: the other models that the recipe compares with, by the names it gives them (`references.named`).
     keeper: told of every unit of work that is done. Where it has what an earlier process left, the run goes on from there;
     the model is then to be the one it was given before, or the last one that the keeper was given as a whole.
-    depot: where the model's blocks are, if they are not in memory; then all steps are linear ones.
+    depot: where the model's blocks are, if they are not in memory; then all steps are linear ones, and none searches.
+    judging: how methods that search judge candidates; by default on the batches, which a note then says.
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
@@ -120,6 +126,7 @@ def run(
             before = int(keeper.record["before"])
     compute, seeds = getattr(torch, recipe.calibration.compute), Seeds(recipe.seed)
     bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {}, keeper=keeper, depot=depot)
+    bench.judging = judging
     training = model.training
     model.eval()
     try:
@@ -221,6 +228,10 @@ def _strengths(bench: Bench, anatomy: Anatomy, steps: list[Numbered]) -> Work:
     work: Work = {}
     for number, step in steps:
         assert isinstance(step.method, LinearMethod)
+        if step.by is not None and Trials in step.by.needs and work:
+            raise UsageError(
+                f"{step.by.card.id} judges candidates before {steps[0][1]} is done; put that into a recipe of its own"
+            )
         for site in sites[number - 1]:  # again: an earlier step may have changed the shapes that the plan saw
             step.method.fits(site)
         work[number] = _allotted(bench, anatomy, number, step, sites[number - 1], files)
@@ -248,13 +259,27 @@ def _allotted(
     if step.by is None:
         return dict.fromkeys(sites, step.method)
     draw = Seeds(bench.seeds.seed).at("by", number)
-    try:
-        seen = observe(bench, anatomy, step.by.needs, sites, draw, {Storage: files.storage(number, sites)})
+    level = partial(_level, bench, number, step, sites)
+    with determined(step.by.card.id), trials(bench, anatomy, number, step, sites, level) as search:
+        seen = observe(bench, anatomy, step.by.needs, sites, draw, {Storage: files.storage(number, sites), Trials: search})
         chosen = step.by.allocate(sites, seen)
-    except ArithmeticError as error:
-        raise CalibrationError(f"{step.by.card.id}: {error}; show more or other calibration text") from error
     bench.drew |= seen.drew
     return {site: replace(step.method, **{step.by.knob: chosen[site]}) for site in sites}
+
+
+def _level(bench: Bench, number: int, step: Step, sites: Sequence[Site], strength: Any) -> dict[str, LinearWeight]:
+    """What the step would make of every site, were it as strong everywhere. The model stays as it is."""
+    assert step.by is not None
+    method = replace(step.method, **{step.by.knob: strength})
+    assert isinstance(method, LinearMethod)
+    other = replace(
+        bench, model=deepcopy(bench.model), receipts=[], notes=[], held=dict(bench.held), keeper=UNKEPT, place=Place()
+    )
+    other.watch = lambda now: bench.watch(replace(now, phase=f"{step.by.knob}={strength}"))  # type: ignore[union-attr]
+    anatomy, work = Anatomy.of(other.model), {number: dict.fromkeys(sites, method)}
+    with Shelf(anatomy, use=_needs_data(work)) as shelf:
+        _sweep(other, anatomy, work, method.carry, shelf, None)
+    return {site.name: other.weight(anatomy, site) for site in sites}
 
 
 def _needs_data(work: Work) -> bool:
@@ -341,9 +366,11 @@ def _rewrite(bench: Bench, steps: list[Numbered]) -> None:
     method, begun = step.method, perf_counter()
     assert isinstance(method, ModelMethod)
     anatomy = Anatomy.of(bench.model)
-    seen = observe(bench, anatomy, method.needs, anatomy.sites, bench.seeds.at(number))
-    with bench.profile("solve"):
-        edits = method.rewrite(anatomy, seen)
+    draw = bench.seeds.at(number)
+    with determined(method.card.id), trials(bench, anatomy, number, step, (), lambda _: {}) as search:
+        seen = observe(bench, anatomy, method.needs, anatomy.sites, draw, {Trials: search})
+        with bench.profile("solve"):
+            edits = method.rewrite(anatomy, seen)
     bench.drew |= seen.drew
     before = _stored_bits(anatomy)
     held_to_it = preserved(bench.model, bench.batches[0][:1, :16], method.card.id) if method.preserves else nullcontext()
@@ -364,7 +391,8 @@ def _stored_bits(anatomy: Anatomy) -> float:
 
 def _dropped(edits: Edits) -> dict[str, Any]:
     blocks = [e.block for e in edits if isinstance(e, DropBlock)]
-    return {"dropped_blocks": blocks} if blocks else {}
+    shared = {str(e.block): e.source for e in edits if isinstance(e, Share)}
+    return {**({"dropped_blocks": blocks} if blocks else {}), **({"shared_blocks": shared} if shared else {})}
 
 
 _RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": _rewrite, "scale": fold}

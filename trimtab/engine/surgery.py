@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trimtab.core.errors import ModelError, TrimtabError, first_line
 from trimtab.core.kinds import LinearWeight
 from trimtab.engine.packed_linear import PackedLinear, PackedStack
+from trimtab.engine.shared import SharedLinear, share
 from trimtab.formats import Dense
 
 WIDEST = 1 << 24
@@ -68,9 +69,11 @@ def shape(model: nn.Module, modules: Mapping[str, Any], dtype: torch.dtype) -> N
     """Gives a skeleton on the meta device the modules that a checkpoint describes. The description is not trusted.
 
     modules: dotted path -> {"kind": "dense", "shape": [out, in], "bias": bool}, or of three dimensions for experts;
-    {"kind": "stack", ...}; or the spec of a packed weight with "bias" beside it. Raises `ModelError` naming the path.
+    {"kind": "stack", ...}; {"kind": "shared", "of": path of the matrix that it uses}; or the spec of a packed weight with "bias"
+    beside it. Raises `ModelError` naming the path.
     """
-    for path, entry in modules.items():
+    # What is shared comes last: it has the shape of what it uses.
+    for path, entry in sorted(modules.items(), key=lambda item: item[1]["kind"] == "shared"):
         try:
             _shape_one(model, path, dict(entry), dtype)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, TrimtabError) as error:
@@ -80,6 +83,7 @@ def shape(model: nn.Module, modules: Mapping[str, Any], dtype: torch.dtype) -> N
 def describe(model: nn.Module, skeleton: nn.Module) -> Modules:
     """What has to be done to `skeleton` (built from the model's config) for the model's tensors to fit."""
     found: Modules = {}
+    paths = {id(module): path for path, module in model.named_modules()}
     inside = ""
     for path, module in model.named_modules():
         if inside and path.startswith(inside):
@@ -88,6 +92,8 @@ def describe(model: nn.Module, skeleton: nn.Module) -> Modules:
             found[path], inside = module.spec, path + "."
         elif isinstance(module, PackedLinear):
             found[path] = {**module.spec, "bias": module.bias is not None}
+        elif isinstance(module, SharedLinear):
+            found[path] = {"kind": "shared", "of": paths[id(module.source)]}
         elif isinstance(module, nn.Linear) or _is_conv1d(module):
             now = _entry(module)
             if now != _entry(_module(skeleton, path)):
@@ -105,6 +111,8 @@ def _shape_one(model: nn.Module, path: str, entry: dict[str, Any], dtype: torch.
         _experts(model, path)
         _check_stack(entry)
         _exchange_experts(model, path, PackedStack.empty(entry, dtype))
+    elif kind == "shared":
+        share(model, path, entry["of"])
     elif kind == "dense":
         sizes = [_size(n) for n in entry["shape"]]
         if len(sizes) == 3:

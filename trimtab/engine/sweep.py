@@ -23,6 +23,7 @@ from trimtab.engine.attention import Attention
 from trimtab.engine.depot import Present, everything_present
 from trimtab.engine.memory import give_back
 from trimtab.engine.passes import compiled_attention
+from trimtab.engine.shared import borrowed
 
 Needs = Mapping[Site, Sequence[type[Statistic]]]
 Stats = dict[type, Tensor]
@@ -77,8 +78,12 @@ class Stream:
     @torch.no_grad()
     def drive(self, block: int, batch: int) -> Tensor:
         """Output [windows, length, width] of a block, as the model is now, on this stream's input."""
+        return self.answer(block, batch, self.hidden[batch])
+
+    def answer(self, block: int, batch: int, hidden: Tensor) -> Tensor:
+        """The same on other hidden states; with gradients, if the caller has them on."""
         call = self.calls[block][batch]
-        return _first(self.anatomy.blocks[block](self.hidden[batch], *call.args, **call.kwargs))
+        return _first(self.anatomy.blocks[block](hidden, *call.args, **call.kwargs))
 
     def collect(
         self,
@@ -129,7 +134,10 @@ class Stream:
     @torch.no_grad()
     def logits(self, batch: int, ids: Tensor) -> Tensor:
         """What the model says [windows, length, vocabulary] if its last block gave this stream's hidden states."""
-        output = _as(self.hidden[batch], torch.float32)
+        return self.head(_as(self.hidden[batch], torch.float32), ids)
+
+    def head(self, output: Tensor, ids: Tensor) -> Tensor:
+        """The same if its last block gave `output`; with gradients, if the caller has them on."""
         stand_ins = [_Constant(b, form, output) for b, form in zip(self.anatomy.blocks, self.forms, strict=True)]
         with _replaced(self.anatomy.blocks, stand_ins), _cast(_outside(self.anatomy), torch.float32):
             logits: Tensor = self.anatomy.model(ids, use_cache=False).logits
@@ -141,7 +149,7 @@ class Stream:
         real = self.anatomy.blocks[block]
         with (
             self.present(block),
-            _cast(real.parameters(), self.compute),
+            _cast([*real.parameters(), *borrowed(real)], self.compute),
             self.profile("forward"),
             compiled_attention(self.compute),
         ):

@@ -2,6 +2,7 @@
 
 from trimtab.core.kinds import LinearWeight
 from trimtab.formats.bitplanes import BitPlanes
+from trimtab.formats.block_diagonal import BlockDiagonal
 from trimtab.formats.codebook import Codebook
 from trimtab.formats.dense import Dense
 from trimtab.formats.forward import linear
@@ -28,6 +29,7 @@ _OURS: tuple[type[LinearWeight], ...] = (
     SignStack,
     Codebook,
     Pyramid,
+    BlockDiagonal,
     Lattice,
     Chain,
     Sum,
@@ -46,6 +48,7 @@ __all__ = [
     "FORMATS",
     "NM",
     "BitPlanes",
+    "BlockDiagonal",
     "Chain",
     "Codebook",
     "Dense",

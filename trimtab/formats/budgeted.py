@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trimtab.core.errors import UsageError
 from trimtab.core.kinds import Allocator, Storage
@@ -21,9 +21,30 @@ from trimtab.tensors.allocation import best, most
 UNKNOWN = "an earlier step decides by data what the matrices take"
 
 
-def _size(value: str) -> None:
+def parse_size(value: str) -> None:
+    """Raises ValueError for what is no size; nothing is none."""
     if value:
         in_bytes(value, 1)
+
+
+def within_files(
+    who: str, size: str, sites: Sequence[Site], storage: Storage, strengths: Sequence[Any], least: int, cheapest: tuple[str, str]
+) -> int:
+    """Bytes that the sites' tensors may take such that all weight files stay within `size`; never less than `least`.
+
+    least: what the sites take at the least; cheapest: how, and how to get below, in words. Raises `UsageError` where that is
+    too much.
+    """
+    if storage.rest is None:
+        raise UsageError(f"{who}: size={size!r} cannot be met, the data decide what the other matrices take; use `bits`")
+    rest = storage.rest + sum(max(storage.header(site, strength) for strength in strengths) for site in sites)
+    asked = in_bytes(size, storage.before)
+    if asked < rest + least:
+        raise UsageError(
+            f"{who}: size={size!r} ({asked} bytes) is below the smallest possible model: {cheapest[0]} "
+            f"everywhere are size='{rest + least}'; ask for as much, {cheapest[1]}, or compress what is left as it is"
+        )
+    return max(least, min(asked, storage.largest) - rest)
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,7 @@ class Budgeted(Allocator):
     knob: ClassVar = "bits"
 
     bits: float = number("stored bits per weight, on average over the step's matrices, everything counted", 3.0, 1, 16)
-    size: str = text("instead of bits: of all weight files, such as 60MB, or 40% of the model's tensors", "", _size)
+    size: str = text("instead of bits: of all weight files, such as 60MB, or 40% of the model's tensors", "", parse_size)
     low: int = count("fewest bits that a matrix may get", 2, 1, 8)
     high: int = count("most bits that a matrix may get", 4, 2, 8)
 
@@ -76,7 +97,8 @@ class Budgeted(Allocator):
         """Bytes that the sites' tensors may take, at least what they take at the least."""
         least = sum(map(min, costs))
         if self.size:
-            return self._within_files(sites, storage, least)
+            cheapest = f"{self.low} bits", "lower `low`"
+            return within_files(self.card.id, self.size, sites, storage, self.strengths, least, cheapest)
         weights = sum(site.shape[0] * site.shape[1] for site in sites)
         budget = floor(self.bits * weights / 8)
         if budget < least:
@@ -86,18 +108,3 @@ class Budgeted(Allocator):
                 f"{smallest:.3f} stored bits per weight; ask for as many, or lower `low`"
             )
         return budget
-
-    def _within_files(self, sites: Sequence[Site], storage: Storage, least: int) -> int:
-        if storage.rest is None:
-            raise UsageError(
-                f"{self.card.id}: size={self.size!r} cannot be met, the data decide what the other matrices take; use `bits`"
-            )
-        lines = sum(max(storage.header(site, strength) for strength in self.strengths) for site in sites)
-        rest = storage.rest + lines
-        asked = in_bytes(self.size, storage.before)
-        if asked < rest + least:
-            raise UsageError(
-                f"{self.card.id}: size={self.size!r} ({asked} bytes) is below the smallest possible model: {self.low} bits "
-                f"everywhere are size='{rest + least}'; ask for as much, lower `low`, or compress what is left as it is"
-            )
-        return max(least, min(asked, storage.largest) - rest)

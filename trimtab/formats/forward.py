@@ -11,16 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.core.kinds import LinearWeight
+from trimtab.formats.block_diagonal import BlockDiagonal
 from trimtab.formats.codebook import Codebook
 from trimtab.formats.lowrank import Chain
 from trimtab.formats.rotated import Rotated
 from trimtab.formats.rotation import Rotation
 from trimtab.formats.sum import Sum
+from trimtab.tensors.blocks import from_right
 from trimtab.tensors.hadamard import inverse, transform
 
 
 def through_dense(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
-    """One product with the unpacked matrix, in the dtype of x."""
+    """One product with the unpacked matrix, or with the blocks of a block-diagonal one, in the dtype of x."""
+    if isinstance(weight, BlockDiagonal):
+        y = from_right(x.reshape(-1, weight.shape[1]), weight.blocks.to(x.dtype).mT).view(*x.shape[:-1], weight.shape[0])
+        return y if bias is None else y + bias
     return F.linear(x, weight.dense().to(x.dtype), bias)
 
 

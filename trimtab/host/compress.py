@@ -1,6 +1,7 @@
 """The main job from end to end: open a model, check the plan, run the recipe, write the result or nothing at all."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import Method, Original, Storage
+from trimtab.core.kinds import ChannelMethod, Method, Original, Storage
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
@@ -28,16 +29,19 @@ from trimtab.engine.plan import plan as planned
 from trimtab.engine.references import named
 from trimtab.engine.resume import UNKEPT
 from trimtab.engine.run import run
+from trimtab.engine.unpacking import unpack
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, local_folder, save
+from trimtab.host.export.stock import equally_wide
 from trimtab.host.identity import identity
-from trimtab.host.keeping import EVERY, Keeping, holding
+from trimtab.host.keeping import EVERY, Keeping, holding, search_of
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.offload import check_steps, open_model, save_model
 from trimtab.host.peak import peak_memory
 from trimtab.host.preflight import Preflight, check_opening, preflight
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_apart, check_target, ensure_space, recover
+from trimtab.host.searching import Judges, folder_for, held_out_tokens, judging
 from trimtab.host.source import history
 from trimtab.host.store import Store
 
@@ -73,6 +77,9 @@ def compress(
     fresh: bool = False,
     checkpoint_every: float = EVERY,
     offload: str | Path | None = None,
+    workers: int = 1,
+    ray: bool = False,
+    keep_levels: str | Path | None = None,
 ) -> Compressed:
     """Compress a model and, with `out`, write it as an ordinary Hugging Face folder.
 
@@ -83,14 +90,17 @@ def compress(
     process left there; fresh: forget that first. For a model in memory, or without `out`, nothing is kept.
     offload: a folder for what is not worked on: blocks are read one at a time, activations are on disk, the result is written
     tensor by tensor, and no model is returned. The result is the same.
+    workers, ray: who judges the candidates of steps that search: so many processes, here or on a Ray cluster, whose result is
+    the same. keep_levels: a folder in which what they compress and judge stays, for other searches over the same levels.
     Raises `UsageError` (and its kinds) before any weight moves if the request does not fit, if another process writes there, or
     if what is kept there belongs to another job; the output is all or nothing.
     """
-    asked = _Asked(model, as_recipe(recipe), tokenizer, packed, dtype, device, watch)
+    asked = _Asked(model, as_recipe(recipe), tokenizer, packed, dtype, device, watch, Judges(workers, ray, keep_levels))
     if offload is not None:
         _check_offload(asked, out)
     if out is None:
-        return _carried_out(asked, None, None)[0]
+        with folder_for(asked.judges, asked.recipe, None, fresh) as search:
+            return _carried_out(asked, None, None, search=search)[0]
     if isinstance(model, str | Path):
         check_apart(model, out)
     with holding(out) as folder:
@@ -99,8 +109,9 @@ def compress(
             recover(out)
         else:
             check_target(out, overwrite)
-        with _place(offload) as place:
-            done, depot = _carried_out(asked, Path(out), keeping, place)
+        kept = search_of(out) if keeping is not None else None
+        with _place(offload, out) as place, folder_for(asked.judges, asked.recipe, kept, fresh) as search:
+            done, depot = _carried_out(asked, Path(out), keeping, place, search)
             if done.folder is None:
                 done = _written(asked, done, out, overwrite, keeping, depot)
         if keeping is not None:
@@ -119,6 +130,7 @@ class _Asked:
     dtype: torch.dtype | None
     device: str | torch.device | None
     watch: Watcher
+    judges: Judges
 
     @property
     def name(self) -> str:
@@ -136,15 +148,21 @@ def _check_offload(asked: _Asked, out: str | Path | None) -> None:
 
 
 @contextmanager
-def _place(offload: str | Path | None) -> Iterator[Path | None]:
-    """A folder of this run's own, gone at the end. Inside, large tensors leave no holes among the addresses of the process."""
+def _place(offload: str | Path | None, out: str | Path | None = None) -> Iterator[Path | None]:
+    """A folder of this run's own, gone at the end. Inside, large tensors leave no holes among the addresses of the process.
+
+    out: what the caller writes, and holds; what a killed run left there for the same output is removed.
+    """
     if offload is None:
         yield None
         return
     with ExitStack() as stack:
         try:
             Path(offload).mkdir(parents=True, exist_ok=True)
-            place = stack.enter_context(TemporaryDirectory(prefix="trimtab-", dir=offload))
+            name = "trimtab-" if out is None else f"trimtab-{hashlib.sha256(bytes(Path(out).resolve())).hexdigest()[:16]}-"
+            for left in () if out is None else Path(offload).glob(f"{name}*"):
+                shutil.rmtree(left)
+            place = stack.enter_context(TemporaryDirectory(prefix=name, dir=offload))
         except OSError as error:
             raise UsageError(f"cannot write to {offload}: {error.strerror}") from error
         stack.enter_context(parted_heap())
@@ -152,13 +170,13 @@ def _place(offload: str | Path | None) -> Iterator[Path | None]:
 
 
 def _carried_out(
-    asked: _Asked, out: Path | None, keeping: Keeping | None, place: Path | None = None
+    asked: _Asked, out: Path | None, keeping: Keeping | None, place: Path | None = None, search: Path | None = None
 ) -> tuple[Compressed, Depot | None]:
     """Everything but writing the result; from where a stopped process was, if it left something."""
     asked.watch(Progress("load", 0, 1, asked.name))
     depot = None
     if place is None:
-        model, tokenizer, notes = _opened(asked.model, asked.tokenizer, asked.dtype, asked.device)
+        model, tokenizer, notes = _opened(asked.model, asked.recipe, asked.tokenizer, asked.dtype, asked.device)
     else:
         model, depot, tokenizer, notes = _offloaded(str(asked.model), asked.dtype, place)
     source = None if isinstance(asked.model, PreTrainedModel) else local_folder(resolve_model(str(asked.model)))
@@ -168,7 +186,8 @@ def _carried_out(
     expected = before.plan
     if out is not None:
         ensure_space(out, expected.bytes_after or expected.bytes_before)
-    batches = _batches(model, tokenizer, asked.recipe)
+    batches, held_out = _batches(model, tokenizer, asked.recipe)
+    how = None if search is None else judging(asked.judges, asked.recipe, held_out, search)
     bases = {name: resolve_model(name) for name in named(asked.recipe)}
     if keeping is not None:
         notes += keeping.begin(_identity(asked, batches, bases))
@@ -178,12 +197,13 @@ def _carried_out(
         if keeping.folder is not None:
             model = load(keeping.folder, asked.device, "auto")[0]
     others = {name: load(folder, asked.device)[0] for name, folder in bases.items()}
-    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot)
+    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot, how)
+    notes += [*bench.notes, *(equally_wide(model) if _uniform(asked.recipe) else [])]
     report = Report(
         asked.name,
         asked.recipe.to_dict(),
         bench.receipts,
-        notes=[*notes, *bench.notes, *([keeping.stopped] if keeping and keeping.stopped else [])],
+        notes=[*notes, *([keeping.stopped] if keeping and keeping.stopped else [])],
         profile=dict(bench.profile.seconds),
         peak_memory=peak_memory(),
         seeded=bench.drew or needs_calibration(asked.recipe),
@@ -191,6 +211,10 @@ def _carried_out(
         made=provenance(),
     )
     return Compressed(model, tokenizer, report, expected), depot
+
+
+def _uniform(recipe: Recipe) -> bool:
+    return any(isinstance(step.method, ChannelMethod) and step.method.uniform for step in recipe.steps)
 
 
 def _identity(asked: _Asked, batches: Sequence[Tensor], bases: Mapping[str, str]) -> dict[str, Any]:
@@ -219,7 +243,7 @@ def _written(
 
 def plan(model: str | Path | PreTrainedModel, recipe: Asked, *, dtype: torch.dtype | None = None, packed: bool = False) -> Plan:
     """What `compress` would do, step by step, and the size of the result. Changes nothing."""
-    opened, _, _ = _opened(model, None, dtype, None)
+    opened, _, _ = _opened(model, as_recipe(recipe), None, dtype, None)
     return planned(Anatomy.of(opened), as_recipe(recipe), packed)
 
 
@@ -242,7 +266,7 @@ def ahead(
             assert place is not None
             return preflight(_offloaded(str(model), dtype, place)[0], as_recipe(recipe), packed, None, out, offloaded=True)
     begun = perf_counter()
-    opened, _, _ = _opened(model, None, dtype, None)
+    opened, _, _ = _opened(model, as_recipe(recipe), None, dtype, None)
     took = perf_counter() - begun
     folder = local_folder(resolve_model(str(model)))
     return preflight(opened, as_recipe(recipe), packed, folder, out, rehearse=True, opened=took)
@@ -265,7 +289,10 @@ def needs_calibration(recipe: Recipe) -> bool:
     return any(need not in (Original, Storage) for method in methods for need in method.needs)
 
 
-def _opened(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) -> tuple[PreTrainedModel, Any, list[str]]:
+def _opened(
+    model: Any, recipe: Recipe, tokenizer: Any, dtype: torch.dtype | None, device: Any
+) -> tuple[PreTrainedModel, Any, list[str]]:
+    """Ready for the recipe, with notes for the receipt. A model in memory is somebody's: it stays packed as it is."""
     if not isinstance(model, str | Path):
         return (model if dtype is None else model.to(dtype)), tokenizer, []
     folder = resolve_model(str(model))
@@ -273,7 +300,7 @@ def _opened(model: Any, tokenizer: Any, dtype: torch.dtype | None, device: Any) 
         check_opening(local_folder(folder))
     opened, found = load(folder, device, dtype or "auto")
     past = history(Path(folder))
-    return opened, tokenizer or found, [past] if past else []
+    return opened, tokenizer or found, [*([past] if past else []), *unpack(opened, recipe)]
 
 
 def _offloaded(model: str, dtype: torch.dtype | None, place: Path) -> tuple[PreTrainedModel, Depot, Any, list[str]]:
@@ -283,15 +310,21 @@ def _offloaded(model: str, dtype: torch.dtype | None, place: Path) -> tuple[PreT
     return opened, depot, tokenizer, [past] if past else []
 
 
-def _batches(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> Sequence[Tensor]:
-    """Token ids [batch, length] each. Recipes that look at no data get a few arbitrary tokens, for the shape checks."""
+def _batches(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> tuple[Sequence[Tensor], Tensor]:
+    """Token ids [batch, length] each, and windows [count, length] that are held out for what searches.
+
+    Recipes that look at no data get a few arbitrary tokens, for the shape checks.
+    """
     if not needs_calibration(recipe):
-        return [torch.arange(16).remainder(model.config.get_text_config().vocab_size)[None].to(model.device)]
+        arbitrary = torch.arange(16).remainder(model.config.get_text_config().vocab_size)[None].to(model.device)
+        return [arbitrary], arbitrary[:0]
     if tokenizer is None:
         raise UsageError("this recipe needs calibration text, and the model came without a tokenizer; pass tokenizer=")
     shown: Calibration = recipe.calibration
-    windows = calibration_windows(shown.text, tokenizer, shown.tokens, shown.length, recipe.seed)
-    return list(windows.to(model.device).split(shown.batch))
+    count = -(-shown.tokens // shown.length)  # the same windows, whether more are held out or not
+    tokens = count * shown.length + held_out_tokens(recipe)
+    windows = calibration_windows(shown.text, tokenizer, tokens, shown.length, recipe.seed).to(model.device)
+    return list(windows[:count].split(shown.batch)), windows[count:]
 
 
 def _shown(recipe: Recipe, batches: Sequence[Tensor]) -> dict[str, Any]:

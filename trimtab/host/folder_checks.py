@@ -13,8 +13,6 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from trimtab.core.errors import ModelError
 
 LARGEST_JSON = 1 << 26
@@ -127,15 +125,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_in(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor, from the headers alone. Raises `ModelError` for a damaged file or a tensor that is in two."""
+    """Shape of every tensor, from the headers alone: a file may be larger than the room among the addresses.
+
+    Raises `ModelError` for a damaged file or a tensor that is in two.
+    """
+    from trimtab.host.tensor_file import places  # here: folders are looked at before anything as heavy as torch is there
+
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
         _check_header(file)
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{file} is damaged or no safetensors file ({error}); fetch or write it again") from error
+        shapes = {name: at.shape for name, at in places(file).items()}
         twice = sorted(found.keys() & shapes.keys())
         if twice:
             raise ModelError(f"{file} holds {twice[0]!r:.200}, which another file of the model holds too")

@@ -35,9 +35,15 @@ def state_of(out: str | Path) -> Path:
     return target.parent / f"{target.name}.partial"
 
 
+def search_of(out: str | Path) -> Path:
+    """Where a search for `out` keeps what it has made and judged, until the result is there."""
+    target = Path(out).expanduser().resolve()
+    return target.parent / f"{target.name}.search"
+
+
 def is_kept(out: str | Path) -> bool:
     """Whether a stopped job left something from which the same command would go on."""
-    return (state_of(out) / CURRENT).exists()
+    return (state_of(out) / CURRENT).exists() or search_of(out).exists()
 
 
 @contextmanager
@@ -133,7 +139,7 @@ class Keeping:
 
     def published(self, folder: Path, report: Mapping[str, Any]) -> None:
         """The result is whole in `folder` and about to be given its name; `report` is what was to be said of it."""
-        self._commit(self.committed, {"result": _digest(folder), "report": report})
+        self._write(lambda: self._commit(self.committed, {"result": _digest(folder), "report": report}))
 
     def _write(self, work: Callable[[], None]) -> None:
         """Where the disk is full, the run goes on without keeping more: what was committed before still counts."""

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from trimtab.anatomy.blocks import blocks_path
 from trimtab.core.errors import ModelError, UsageError, first_line
-from trimtab.core.kinds import LinearMethod
+from trimtab.core.kinds import LinearMethod, Trials
 from trimtab.core.recipe import Recipe
 from trimtab.engine.depot import Depot, Stored, absent
 from trimtab.host import checkpoint, folder_checks, manifest, tensor_file
@@ -35,6 +35,8 @@ def check_steps(recipe: Recipe) -> None:
             raise UsageError(
                 f"--offload goes block by block, and {step.method.card.id} changes the model as a whole; leave one out"
             )
+        if step.by is not None and Trials in step.by.needs:
+            raise UsageError(f"--offload goes block by block, and {step.by.card.id} judges the whole model; leave one out")
 
 
 def open_model(folder: Path, dtype: torch.dtype | None, place: Path) -> tuple[PreTrainedModel, Depot, Tokenizer]:

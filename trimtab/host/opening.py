@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from trimtab.host import checkpoint
+from trimtab.anatomy import Anatomy
+from trimtab.host import adapters, checkpoint
 from trimtab.host.checkpoint import Tokenizer
+from trimtab.host.fingerprint import fingerprint
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.within import load_within
 
@@ -16,6 +18,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     memory: int | str | None = None,
+    adapter: str | Path | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Opens a model in eval mode: a folder, a hub name, an asset, or what another program packed.
 
@@ -26,7 +29,14 @@ def load(
     blocks (bitstack) as many are opened as fit; dtype is then as stored if not given. Matrices that are unpacked for speed are
     not counted (`TRIMTAB_DENSE_CACHE=0` keeps none).
 
+    adapter: a folder that `trimtab.adapt` or peft wrote; what it says is added to the layers of the model, which stay.
+
     Raises `ModelError` for anything missing, damaged or unknown; `UsageError` where so little memory is not enough.
     """
-    folder = resolve_model(str(model))
-    return checkpoint.load(folder, device, dtype) if memory is None else load_within(memory, folder, device, dtype)
+    folder = checkpoint.local_folder(resolve_model(str(model)))
+    opened, tokenizer = (
+        checkpoint.load(folder, device, dtype) if memory is None else load_within(memory, str(folder), device, dtype)
+    )
+    if adapter is not None:
+        adapters.read(Anatomy.of(opened), adapter, adapters.Base(str(model), fingerprint(folder)))
+    return opened, tokenizer

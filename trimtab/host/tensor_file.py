@@ -25,6 +25,7 @@ DTYPES = {
         "U16": torch.uint16,
         "U32": torch.uint32,
         "U64": torch.uint64,
+        "F8_E8M0": torch.float8_e8m0fnu,
     },
 }
 

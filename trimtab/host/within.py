@@ -158,7 +158,7 @@ def _packed(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if not isinstance(experts := entry.get("experts"), list):
                 raise ModelError(f"quantization_config: the stack {path!r:.200} needs a list of experts")
             found |= {f"{path}.{number}": expert for number, expert in enumerate(experts)}
-        elif entry["kind"] != "dense":
+        elif entry["kind"] not in ("dense", "shared"):
             found[path] = entry
     return found
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
-from trimtab.formats import NM, BitPlanes, Codebook, Dense, Grouped, Masked
+from trimtab.formats import NM, BitPlanes, BlockDiagonal, Codebook, Dense, Grouped, Masked
 from trimtab.kernels.module import native
 
 PLAIN = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -52,6 +52,8 @@ def _number_types(weight: LinearWeight) -> list[torch.dtype]:
     """Of the weights that a format keeps as numbers; of some types there is no kernel."""
     if isinstance(weight, Dense):
         return [weight.weight.dtype]
+    if isinstance(weight, BlockDiagonal):
+        return [weight.blocks.dtype]
     return [weight.values.dtype] if isinstance(weight, Masked | NM) else []
 
 
@@ -75,6 +77,10 @@ def _masked(weight: Masked) -> Any:
     return native().Matrix.masked(raw(weight.values), raw(weight.bitmap), PLAIN[weight.values.dtype], *weight.shape)
 
 
+def _block_diagonal(weight: BlockDiagonal) -> Any:
+    return native().Matrix.masked(raw(weight.blocks), raw(weight.bitmap), PLAIN[weight.blocks.dtype], *weight.shape)
+
+
 def _nm(weight: NM) -> Any:
     values, positions = raw(weight.values), raw(weight.packed)
     return native().Matrix.some_of(values, positions, PLAIN[weight.values.dtype], *weight.shape, weight.n, weight.m)
@@ -93,5 +99,6 @@ _REPACK: dict[type, Callable[[Any], Any]] = {
     Dense: _dense,
     Masked: _masked,
     NM: _nm,
+    BlockDiagonal: _block_diagonal,
     Codebook: _codebook,
 }

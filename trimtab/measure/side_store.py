@@ -33,9 +33,11 @@ from trimtab.host.source import history
 from trimtab.measure.code_digest import digest_of
 from trimtab.measure.kept import Kept
 from trimtab.measure.sides import Setting, Side, measure_side
+from trimtab.measure.tuned_sides import is_tuned, measure_tuned_side
 
 FORMAT = 1
 MEASURING = "trimtab.measure.sides"
+TRAINING = "trimtab.measure.tuned_sides"
 SIDES = "sides"  # the phase in which whole sides are counted; what happens inside of one has phases of its own
 Expression = str | None  # None: the model as it came
 
@@ -80,11 +82,11 @@ def kernels_used(compute: str = "float32") -> str | None:
     return f"{kernels.instruction_set()}: {', '.join(what)}" if what else None
 
 
-def modules_of(recipes: Iterable[Recipe | None]) -> list[str]:
+def modules_of(recipes: Sequence[Recipe | None]) -> list[str]:
     """What measures these sides: the measuring itself and the methods in the recipes."""
     steps = [step for recipe in recipes if recipe is not None for step in recipe.steps]
     methods = {type(method).__module__ for step in steps for method in (step.method, step.by) if method is not None}
-    return [MEASURING, *sorted(methods)]
+    return [MEASURING, *([TRAINING] if any(map(is_tuned, recipes)) else []), *sorted(methods)]
 
 
 class SideStore:
@@ -118,11 +120,16 @@ class SideStore:
     def _side(self, recipe: Recipe | None, watch: Watcher) -> Side:
         side = self._kept(recipe)
         if side is None:
-            side = measure_side(self.ground.folder, recipe, self.setting, watch)
+            side = self._measured(recipe, watch)
             value = {name: held for name, held in vars(side).items() if name != "losses"}
             self.kept.put(self._key(recipe, side.seeded), value, {"losses": side.losses})
         watch(Progress(SIDES, 1, 1, f"{recipe}, seed {recipe.seed}" if recipe else self.setting.model))
         return side
+
+    def _measured(self, recipe: Recipe | None, watch: Watcher) -> Side:
+        if recipe is not None and is_tuned(recipe):
+            return measure_tuned_side(self.ground.folder, recipe, self.setting, watch)
+        return measure_side(self.ground.folder, recipe, self.setting, watch)
 
     def _kept(self, recipe: Recipe | None) -> Side | None:
         for seeded in (False, True):

@@ -1,11 +1,39 @@
 # Written by docs/generate.py from the files beside it; changes made here are lost.
 
+from trimtab.methods.adapt.adapter_parallel import AdapterParallel as AdapterParallel
+from trimtab.methods.adapt.adapter_series import AdapterSeries as AdapterSeries
+from trimtab.methods.adapt.allora import Allora as Allora
+from trimtab.methods.adapt.bone import Bone as Bone
+from trimtab.methods.adapt.dora import Dora as Dora
+from trimtab.methods.adapt.lisa import Lisa as Lisa
+from trimtab.methods.adapt.lora import Lora as Lora
+from trimtab.methods.adapt.pissa import Pissa as Pissa
+from trimtab.methods.adapt.rslora import Rslora as Rslora
+from trimtab.methods.adapt.s2ft import S2ft as S2ft
+from trimtab.methods.allocate.cosine import Cosine as Cosine
+from trimtab.methods.allocate.d_rank import DRank as DRank
+from trimtab.methods.allocate.evopress import EvoPress as EvoPress
 from trimtab.methods.allocate.layerwise_quant import LayerwiseQuant as LayerwiseQuant
 from trimtab.methods.allocate.luq import Luq as Luq
+from trimtab.methods.allocate.owl import Owl as Owl
+from trimtab.methods.allocate.rd_prune import RdPrune as RdPrune
 from trimtab.methods.allocate.shiftadd_bits import ShiftaddBits as ShiftaddBits
+from trimtab.methods.allocate.sv_nup import SvNup as SvNup
+from trimtab.methods.allocate.uniform import Uniform as Uniform
+from trimtab.methods.allocate.welore import WeLore as WeLore
+from trimtab.methods.blocks.evopress_blocks import EvoPressBlocks as EvoPressBlocks
+from trimtab.methods.blocks.foldgpt import FoldGPT as FoldGPT
 from trimtab.methods.blocks.shortgpt import ShortGPT as ShortGPT
+from trimtab.methods.blocks.unified_skip import UnifiedSkip as UnifiedSkip
+from trimtab.methods.channels.adapt_pruner import AdaptPruner as AdaptPruner
 from trimtab.methods.channels.flap import Flap as Flap
+from trimtab.methods.channels.llm_pruner import LLMPruner as LLMPruner
+from trimtab.methods.channels.magnitude_sp import MagnitudeSP as MagnitudeSP
+from trimtab.methods.channels.wanda_sp import WandaSP as WandaSP
+from trimtab.methods.factorize.asvd import Asvd as Asvd
+from trimtab.methods.factorize.eora import Eora as Eora
 from trimtab.methods.factorize.lqer import Lqer as Lqer
+from trimtab.methods.factorize.saes_svd import SaesSvd as SaesSvd
 from trimtab.methods.factorize.svd import Svd as Svd
 from trimtab.methods.factorize.svd_llm import SvdLlm as SvdLlm
 from trimtab.methods.factorize.vq_logits import VqLogits as VqLogits
@@ -16,7 +44,10 @@ from trimtab.methods.probe.outliers import Outliers as Outliers
 from trimtab.methods.probe.sensitivity import Sensitivity as Sensitivity
 from trimtab.methods.probe.top_singular import TopSingular as TopSingular
 from trimtab.methods.probe.update_geometry import UpdateGeometry as UpdateGeometry
+from trimtab.methods.prune.armor import Armor as Armor
+from trimtab.methods.prune.dsnot import DSnoT as DSnoT
 from trimtab.methods.prune.magnitude import Magnitude as Magnitude
+from trimtab.methods.prune.slim import Slim as Slim
 from trimtab.methods.prune.sparsegpt import SparseGPT as SparseGPT
 from trimtab.methods.prune.wanda import Wanda as Wanda
 from trimtab.methods.quantize.aqlm import Aqlm as Aqlm
@@ -44,3 +75,4 @@ from trimtab.methods.quantize.sliderquant import SliderQuant as SliderQuant
 from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
+from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT

@@ -86,6 +86,11 @@ class Source:
         """Whether there is a module here."""
         return path in self.modules or self.has(f"{path}.weight")
 
+    def owner(self, path: str) -> str:
+        """Where the matrix of a place is: in another one, if that is said to be shared."""
+        entry = self.modules.get(path, {})
+        return str(entry.get("of")) if entry.get("kind") == "shared" else path
+
     def get(self, name: str) -> Stored:
         if name not in self.tensors:
             raise ModelError(f"{self.folder} does not hold {name}; fetch or write the model again")
@@ -100,6 +105,7 @@ class Source:
         return stored.floats()
 
     def weight(self, path: str, transposed: bool) -> Weight:
+        path = self.owner(path)
         entry = self.modules.get(path)
         if entry is None or (entry["kind"] == "dense" and "dtype" not in entry):
             return weights.plain(path, self.get(f"{path}.weight"), transposed)
@@ -109,6 +115,7 @@ class Source:
         return Weight(path, spec, {name.removeprefix(f"{path}."): self.tensors[name] for name in names})
 
     def bias(self, path: str) -> NDArray[np.float32] | None:
+        path = self.owner(path)
         if not self.has(f"{path}.bias"):
             if self.modules.get(path, {}).get("bias") is True:
                 raise ModelError(f"{self.folder} does not hold {path}.bias; fetch or write the model again")

@@ -22,6 +22,7 @@ from trimtab.runtime.lattice import lattice
 from trimtab.runtime.native import native
 
 MOST_PARTS = 64
+MOST_BLOCKS = 4096
 DEEPEST = 8
 HEAD_GROUP = 64
 PLAIN = ("float32", "float16", "bfloat16")
@@ -79,11 +80,13 @@ def plain(path: str, stored: Stored, transposed: bool = False) -> Weight:
 
 def take_rows(weight: Weight, rows: Rows) -> Weight:
     """The same weight with these of its outputs, in this order. rows: distinct, at least one."""
-    spec = {**weight.spec, "shape": [len(rows), weight.shape[1]]}
+    if weight.kind == "block_diagonal":
+        weight = _as_masked(weight)
     if weight.kind == "masked":
         return _survivors_of(weight, rows)
     if weight.kind in _WHOLE:
         return take_rows(unpacked(weight), rows)
+    spec = {**weight.spec, "shape": [len(rows), weight.shape[1]]}
     if weight.kind in ("sum", "chain", "rotated"):
         parts = [take_rows(p, rows) if i == 0 or weight.kind == "sum" else p for i, p in enumerate(parts_of(weight))]
         own = {name: t for name, t in weight.tensors.items() if name == "signs"}
@@ -203,6 +206,21 @@ def _masked(weight: Weight) -> Any:
     return _native(weight, native().Matrix.masked, data, _bitmap(weight).data, dtype, out, in_)
 
 
+def _as_masked(weight: Weight) -> Weight:
+    """Blocks along the diagonal as a sparse matrix: its values are theirs, in the order in which they lie."""
+    (out, in_), count = weight.shape, weight.size("count", 1, MOST_BLOCKS)
+    rows, columns = _divided(weight, out, count), _divided(weight, in_, count)
+    blocks = weight.tensor("blocks", str(weight.spec.get("dtype")), count, rows, columns)
+    here = np.packbits(np.arange(count)[:, None] == np.arange(in_) // columns, axis=-1, bitorder="little")
+    values = Stored(blocks.dtype, (count * rows * columns,), blocks.data)
+    spec = {"kind": "masked", "shape": [out, in_], "dtype": blocks.dtype, "kept": count * rows * columns}
+    return Weight(weight.path, spec, {"values": values, "bitmap": _of("uint8", here.repeat(rows, axis=0))})
+
+
+def _block_diagonal(weight: Weight) -> Any:
+    return _masked(_as_masked(weight))
+
+
 _LEAVES: dict[str, Callable[[Weight], Any]] = {
     "grouped": _grouped,
     "bitplanes": _bitplanes,
@@ -210,6 +228,7 @@ _LEAVES: dict[str, Callable[[Weight], Any]] = {
     "codebook": _codebook,
     "nm": _nm,
     "masked": _masked,
+    "block_diagonal": _block_diagonal,
 }
 
 

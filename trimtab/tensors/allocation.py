@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 TABLE = 1 << 26  # entries, one byte each: up to here every deviation is looked at
+HALVINGS = 200  # of the interval in which the level lies: more than float64 can tell apart
 BAND = 4  # beyond: deviations of this many of the largest steps, doubled until the total can be reached
 
 Table = Sequence[Sequence[float]]
@@ -65,6 +66,22 @@ def best(costs: Sequence[Sequence[int]], worths: Table, budget: int) -> list[int
     while (found := _exchange(moves, worths, left, min(down, band), min(up, left + band))) is None:
         band *= 2
     return found
+
+
+def filled(weights: Tensor, low: Tensor, high: Tensor, budget: float) -> Tensor:
+    """Shares of a budget in proportion to weights, none below `low` or above `high`: what one may not have goes to the others.
+
+    All [places] float64, low <= high, weights >= 0. The shares sum to the budget, or as near to it as the bounds allow.
+    """
+    if budget <= float(low.sum()) or budget >= float(high.sum()):
+        return low if budget <= float(low.sum()) else high
+    weights = weights.clamp(min=torch.finfo(torch.float64).eps * float(weights.max()) or 1.0)
+    below, above = 0.0, float((high / weights).max())
+    for _ in range(HALVINGS):
+        middle = (below + above) / 2
+        enough = float((middle * weights).clamp(low, high).sum()) > budget
+        below, above = (below, middle) if enough else (middle, above)
+    return (below * weights).clamp(low, high)
 
 
 def _split(costs: Sequence[Sequence[int]]) -> _Costs:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SILENT = 1e-3  # of the mean: channels that were not heard keep a little weight, so that it can be divided by
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -33,6 +35,15 @@ def truncated(weight: Tensor, rank: int, root: Tensor | None = None) -> Factors:
     half = s[:rank].sqrt()
     right = _undo(half[:, None] * vt[:rank], root)
     return Factors((u[:, :rank] * half).float(), right.float(), float(s[rank:].square().sum()))
+
+
+def audible(sizes: Tensor) -> Tensor:
+    """A diagonal metric [in] float64 from sizes of channels [in] >= 0 that may be zero: those get a thousandth of the mean.
+
+    Ones where all are zero.
+    """
+    sizes = sizes.double()
+    return sizes.clamp(min=SILENT * float(sizes.mean())) if bool(sizes.any()) else torch.ones_like(sizes)
 
 
 def rank_for(shape: tuple[int, int], keep: float) -> int:

@@ -14,7 +14,16 @@ from typing import Any
 
 from trimtab.core.kinds import Method
 from trimtab.core.registry import kind
-from trimtab.testing import checks_allocator, checks_any, checks_channel, checks_linear, checks_model, checks_probe, checks_scale
+from trimtab.testing import (
+    checks_allocator,
+    checks_any,
+    checks_channel,
+    checks_linear,
+    checks_model,
+    checks_probe,
+    checks_scale,
+    checks_trained,
+)
 
 Check = Callable[[type[Any]], None]
 
@@ -26,6 +35,8 @@ _OF_KIND: dict[str, tuple[Check, ...]] = {
     "scale": checks_scale.CHECKS,
     "allocator": checks_allocator.CHECKS,
     "probe": checks_probe.CHECKS,
+    "adapter": checks_trained.ADAPTER_CHECKS,
+    "schedule": checks_trained.SCHEDULE_CHECKS,
 }
 
 

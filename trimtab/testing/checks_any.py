@@ -14,13 +14,13 @@ from trimtab.core import registry
 from trimtab.core.card import Claim, Fidelity
 from trimtab.core.errors import UsageError
 from trimtab.core.expression import make
-from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMethod, Method, ProbeMethod
+from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMethod, Method, ProbeMethod, Trials
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.observed import Observed
 from trimtab.core.recipe import Recipe, Step
 from trimtab.testing.problems import expect
 
-READ_BY_ENGINE = {ChannelMethod: ("sparsity",), BlockMethod: ("epochs",)}
+READ_BY_ENGINE = {ChannelMethod: ("sparsity", "of", "units", "uniform", "windows"), BlockMethod: ("epochs",)}
 
 
 def is_registered(method: type[Any]) -> None:
@@ -102,6 +102,7 @@ def uses_every_field(method: type[Any]) -> None:
     trees = [ast.parse(inspect.getsource(sys.modules[name])) for name in own]
     read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     read |= {name for kind, names in READ_BY_ENGINE.items() if issubclass(method, kind) for name in names}
+    read |= {"held_out"} if Trials in method().needs else set()
     for f in fields(method):
         expect(f.name in read, f"the field {f.name} is never read; take it out")
 

@@ -16,6 +16,7 @@ from trimtab.core.recipe import Recipe
 from trimtab.formats import NM, Dense, Grouped, Masked
 from trimtab.formats.plain import stored_bits
 from trimtab.testing.problems import (
+    DRIFTED,
     Layer,
     accepts,
     every_format,
@@ -37,6 +38,7 @@ STRENGTHS: dict[str, tuple[tuple[float, ...], int]] = {
     "sparsity": ((0.1, 0.3, 0.5, 0.7, 0.9), +1),
 }
 SLACK = 1.02  # greedy methods may lose a little from one strength to the next
+UNPRUNED = {"sparsity": 0.0, "pattern": "unstructured"}
 ZERO_KEEPING = (Masked, NM, Grouped)
 
 
@@ -129,7 +131,7 @@ def gains_by_its_budget(method: type[LinearMethod]) -> None:
 def is_exact_at_its_limit(method: type[LinearMethod]) -> None:
     """No sparsity, full rank, a matrix of the rank that is kept, the most bits: then (almost) nothing may be lost."""
     declared = knobs(method)
-    if "sparsity" in declared:
+    if "sparsity" in declared and "bits" not in declared:
         problem = layer()
         expect(torch.equal(solve(method(sparsity=0.0), problem).dense(), problem.weight), "sparsity=0 changes the matrix")
     if "rank" in declared and Original in method().needs:
@@ -137,9 +139,12 @@ def is_exact_at_its_limit(method: type[LinearMethod]) -> None:
         _check_error(replace(method(), rank=min(problem.site.shape)), problem, 1e-5)
     if "keep" in declared:
         left, right = layer(24, 2).weight, layer(2, 128).weight
-        _check_error(method(keep=0.6), Layer(left @ right, layer().x), 1e-8)
+        # Whoever looks at pairs aims at the untouched model's outputs, of which the inputs that are shown fall short.
+        short = (DRIFTED - 1) ** 2 if any(getattr(need, "on", "") == "pair" for need in method.needs) else 0
+        _check_error(method(keep=0.6), Layer(left @ right, layer().x), 1e-8 + short)
     if "bits" in declared:
         made = _at_strengths(method, "bits", STRENGTHS["bits"][0])[-1]
+        made = replace(made, **{name: value for name, value in UNPRUNED.items() if name in declared})
         _check_error(made, layer(), 8 * 4.0 ** -made.knobs()["bits"])
 
 
@@ -147,6 +152,8 @@ def is_the_same_after_saving(method: type[LinearMethod]) -> None:
     made = method()
     mends = Original in made.needs and LinearWeight in made.takes
     before = (registry.get("rtn")(bits=2, group_size=0),) if mends else ()
+    if Masked in made.takes and Dense not in made.takes:
+        before = (registry.get("magnitude")(sparsity=0.5),)
     prepares = made.gives == (Dense,) and any(getattr(need, "on", "") == "pair" for need in made.needs)
     after = (registry.get("rtn")(bits=3, group_size=0),) if prepares else ()  # what it prepares for; alone it sees no drift
     same_after_saving("llama", Recipe((*before, made, *after)))

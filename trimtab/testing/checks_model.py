@@ -6,7 +6,7 @@ from trimtab.core.errors import ModelError
 from trimtab.core.kinds import ModelMethod
 from trimtab.core.recipe import Recipe
 from trimtab.engine.run import run
-from trimtab.testing.problems import expect, settings
+from trimtab.testing.problems import brief, expect, settings
 from trimtab.testing.roundtrip import Float64, in_float64, logits, ran, same_after_saving, shown
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "mixtral", "smollm3")
@@ -36,13 +36,13 @@ def _preserved(method: type[ModelMethod], family: str) -> bool:
 
 
 def answers_the_same_twice(method: type[ModelMethod]) -> None:
-    for made in settings(method):
+    for made in map(brief, settings(method)):
         (once, _), (again, _) = ran("llama", Recipe((made,))), ran("llama", Recipe((made,)))
         expect(torch.equal(logits(once), logits(again)), f"{made} gives another model the second time")
 
 
 def is_the_same_after_saving(method: type[ModelMethod]) -> None:
-    for made in settings(method):
+    for made in map(brief, settings(method)):
         same_after_saving("llama", Recipe((made,)))
 
 

@@ -1,5 +1,7 @@
 """One example of every format and of the ways they nest, for tests that must hold for all of them."""
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from trimtab.core.kinds import LinearWeight
 from trimtab.formats import (
     NM,
     BitPlanes,
+    BlockDiagonal,
     Chain,
     Codebook,
     Dense,
@@ -46,7 +49,9 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         codebook(out, in_, generator, books=1, entries=16, dim=1),
         codebook(out, in_, generator, books=2, entries=13, dim=_divisor(in_, 8), scaled=True),
         *(pyramid(out, in_, pulses, radius_bits, generator) for pulses, radius_bits in ((1, 1), (5, 3), (40, 8))),
+        blocks(out, in_, generator),
         _thin(out, in_, generator),
+        Chain((blocks(out, out, generator), nm(out, in_, generator), blocks(in_, in_, generator, torch.bfloat16))),
         Chain((Dense(_matrix(out, in_, generator)), grouped(in_, in_, 4, generator))),
         Sum((grouped(out, in_, 3, generator), _thin(out, in_, generator))),
         rotated(grouped(out, in_, 3, generator), generator),
@@ -131,6 +136,12 @@ def pyramid(out: int, in_: int, pulses: int, radius_bits: int, generator: torch.
     radii = torch.rand(2**radius_bits, generator=generator).half()
     scale = torch.randn(out, generator=generator).half()
     return Pyramid((counts * signs).to(torch.int16).view(out, in_), codes, radii, scale, size)
+
+
+def blocks(out: int, in_: int, generator: torch.Generator, dtype: torch.dtype = torch.float16) -> BlockDiagonal:
+    """Random blocks, as many as fit up to 8."""
+    count = _divisor(gcd(out, in_), 8)
+    return BlockDiagonal(torch.randn(count, out // count, in_ // count, generator=generator).to(dtype))
 
 
 def lattice(out: int, in_: int, bits: int, generator: torch.Generator) -> Lattice:

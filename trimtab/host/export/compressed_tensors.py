@@ -25,6 +25,7 @@ from trimtab.tensors.words import as_words, pack_words
 
 REQUANTIZE = ("float32", "bfloat16", "float16")
 VLLM_BITS = (4, 8)
+VLLM_GROUPS = (32, 64, 128)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 Scheme = tuple[int, int | None, bool]  # bits, group size (None: one group a row), symmetric
 
@@ -53,6 +54,8 @@ def remarks(contents: Contents, entries: list[Entry]) -> list[str]:
     zeros = any(not symmetric for _, _, symmetric in schemes.values())
     said = ["transformers 5.23 does not open packed zero points by itself; vLLM does"] if zeros else []
     said += [f"vLLM opens 4 and 8 bits of this format, not {', '.join(map(str, other))}"] if other else []
+    odd = sorted({size for _, size, _ in schemes.values() if size is not None and size not in VLLM_GROUPS})
+    said += [f"vLLM's kernels want groups of 32, 64 or 128, or one a row; these are {', '.join(map(str, odd))}"] if odd else []
     mixed = next((path for path in schemes if not _agrees_with_its_fused(path, schemes)), None)
     return said + ([f"vLLM fuses {mixed} with its neighbours, which have other bits or groups, and will refuse"] if mixed else [])
 

@@ -50,14 +50,15 @@ def at_once(name: str, make: Callable[[], Entry]) -> Entry:
 class Contents:
     """A model that is about to be exported. values: by the name that a plain checkpoint would use, each tensor once.
 
-    config: of transformers, without anything of ours; it describes the shapes that are there. keep: makes the entry of a
-    tensor, unless it is known from an export that was stopped.
+    config: of transformers, without anything of ours; it describes the shapes that are there. notes: what was done to the
+    model for the format's sake. keep: makes the entry of a tensor, unless it is known from an export that was stopped.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     config: Any
     values: Mapping[str, Value] = field(repr=False)
+    notes: tuple[str, ...] = ()
     keep: Callable[[str, Callable[[], Entry]], Entry] = at_once
 
     def planned(self, one: Callable[[str, Value], Entry]) -> list[Entry]:

@@ -16,15 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.core.errors import ModelError, TrimtabError
+from trimtab.core.errors import ModelError, TrimtabError, UsageError
 from trimtab.formats import Dense, Grouped
+from trimtab.host.export import reopen
 from trimtab.host.export.contents import Contents, Entry, Value, change, dense, keeps, spelled
-from trimtab.host.export.gguf_blocks import BLOCK, PLAIN, Kind, Steps, decoded, encoded, grid_of, stored_bytes
+from trimtab.host.export.gguf_blocks import BLOCK, PLAIN, Kind, Steps, block, decoded, encoded, grid_of, stored_bytes
 from trimtab.host.export.gguf_families import Family, add_sizes, context, family, row_order
+from trimtab.host.export.gguf_layers import by_layer
 from trimtab.host.export.gguf_vocabulary import add_vocabulary, check_vocabulary
 
 FILE = "model.gguf"
-REQUANTIZE = ("f32", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+REQUANTIZE = ("f32", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k")
 SIXTEEN = (torch.bfloat16, torch.float16)
 PACKED_BITS = 16  # a matrix that took fewer is not blown up to float32 unasked
 
@@ -64,16 +66,21 @@ def write(contents: Contents, entries: list[Entry], folder: Path) -> None:
 
 def remarks(contents: Contents, entries: list[Entry]) -> list[str]:
     """Where the file says less than the model."""
+    said = []
+    if by_layer(contents.config):
+        said.append("layers differ in width: written for llama.cpp's graph deci, which is not read by transformers")
     window = context(contents.config)
     if window < contents.config.max_position_embeddings:
-        return [f"the graph has no sliding window: the context is {window} tokens, up to which it says the same"]
-    return []
+        said.append(f"the graph has no sliding window: the context is {window} tokens, up to which it says the same")
+    return said
 
 
 def reading(contents: Contents) -> dict[str, Any]:
     """What a reader needs to know that cannot take it from the file: nothing where transformers reads the family from GGUF."""
     known = family(contents.config)
-    if known.stock:
+    if by_layer(contents.config) and reopen.llama_python() is None:
+        raise UsageError("layers of different widths open in llama.cpp only; install llama-cpp-python, or export to padded")
+    if known.stock or by_layer(contents.config):
         return {}
     names = _names(contents, known)
     orders = {name: row_order(name, len(dense(value)), contents.config, known) for name, value in contents.values.items()}
@@ -110,8 +117,8 @@ def _entry(name: str, value: Value, wanted: "gguf.GGMLQuantizationType | None", 
         return Entry(name, shape, spelled(held), kind.name, "exact", stored_bytes(kind, shape))
     if wanted is None:
         return Entry(name, shape, spelled(held), "-", "refused", why=_why(value))
-    if wanted not in PLAIN.values() and shape[1] % BLOCK:
-        return Entry(name, shape, spelled(held), "-", "refused", why=f"{shape[1]} inputs are no whole blocks of {BLOCK}")
+    if shape[1] % (whole := block(wanted)):
+        return Entry(name, shape, spelled(held), "-", "refused", why=f"{shape[1]} inputs are no whole blocks of {whole}")
     after = decoded(encoded(values, wanted), wanted)
     error = change(values, after)
     verdict = "re-quantized" if error else "exact"

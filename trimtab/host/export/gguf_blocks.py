@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.formats import Grouped
+from trimtab.host.export.gguf_k import q4_k
 
 Kind = gguf.GGMLQuantizationType
 Bytes = NDArray[np.uint8]
@@ -98,6 +99,11 @@ def bits(kind: "gguf.GGMLQuantizationType") -> float:
     return 8 * size / numbers
 
 
+def block(kind: "gguf.GGMLQuantizationType") -> int:
+    """How many inputs a block holds; 1 for plain numbers."""
+    return int(gguf.GGML_QUANT_SIZES[kind][0])
+
+
 def stored_bytes(kind: "gguf.GGMLQuantizationType", shape: tuple[int, ...]) -> int:
     numbers, size = gguf.GGML_QUANT_SIZES[kind]
     return int(np.prod(shape)) // numbers * size
@@ -117,6 +123,8 @@ def encoded(values: Tensor, kind: "gguf.GGMLQuantizationType") -> NDArray[np.gen
     """A float matrix in a format of GGUF, rounded as that format's reference rounds."""
     if kind is Kind.F16:
         return values.half().numpy()
+    if kind is Kind.Q4_K:
+        return q4_k(values)
     return gguf.quants.quantize(values.float().numpy(), kind)
 
 

@@ -6,7 +6,7 @@ rotate as transformers does. Gemma's gains are stored with the one added that tr
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gguf
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.errors import ModelError, did_you_mean
+from trimtab.host.export.gguf_layers import by_layer
 
 Writer = gguf.GGUFWriter
 
@@ -96,7 +97,8 @@ def family(config: Any) -> Family:
     for holds, what in asked:
         if not holds:
             raise ModelError(f"gguf: llama.cpp's graph of {kind} has {what}; this model differs")
-    return FAMILIES[kind]
+    known = FAMILIES[kind]
+    return replace(known, arch=gguf.MODEL_ARCH.DECI, stock=False) if by_layer(config) else known
 
 
 def head_dim(config: Any) -> int:

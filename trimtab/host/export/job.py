@@ -10,11 +10,11 @@ from typing import Any
 from trimtab.core.errors import TrimtabError, UsageError, did_you_mean
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.report import Measurement
+from trimtab.engine.shared import write_out
 from trimtab.host.checkpoint import load, local_folder
 from trimtab.host.export import reopen
 from trimtab.host.export.card import card
 from trimtab.host.export.contents import Contents, Entry, check_refused, forget_quantizer, values_of
-from trimtab.host.export.stock import stock_config
 from trimtab.host.export.targets import Target, target
 from trimtab.host.export.under_way import Prepared, UnderWay, entry_of
 from trimtab.host.folder_checks import check_links
@@ -164,7 +164,7 @@ def _prepared(asked: _Asked, work: UnderWay) -> tuple[Prepared, Callable[[Path],
 def _planned(asked: _Asked, contents: Contents) -> tuple[list[Entry], list[str]]:
     asked.watch(Progress("plan", 0, 1, asked.to))
     entries = asked.target.plan(contents, asked.requantize)
-    return entries, asked.target.remarks(contents, entries)
+    return entries, [*contents.notes, *asked.target.remarks(contents, entries)]
 
 
 def _opened(asked: _Asked, work: UnderWay | None) -> tuple[Contents, list[list[int]], Any]:
@@ -173,8 +173,10 @@ def _opened(asked: _Asked, work: UnderWay | None) -> tuple[Contents, list[list[i
     ids = reopen.prompts(tokenizer, opened.config.get_text_config().vocab_size)
     ours = None if work is None else work.logits(lambda: _float_logits(opened, ids))
     forget_quantizer(opened)
-    config = stock_config(opened)
-    return Contents(opened, tokenizer, config, values_of(opened)), ids, ours
+    copies = write_out(opened)
+    notes = [f"{copies} shared matrices were written out, once for each place"] if copies else []
+    notes += asked.target.prepare(opened)
+    return Contents(opened, tokenizer, asked.target.config(opened), values_of(opened), tuple(notes)), ids, ours
 
 
 def _float_logits(model: Any, ids: list[list[int]]) -> Any:

@@ -9,8 +9,10 @@ import copy
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from trimtab.anatomy.exceptions import role_of
 from trimtab.core.errors import UsageError
@@ -35,6 +37,7 @@ def stock_config(model: PreTrainedModel) -> Any:
     there = _linears(model)
     if _different(there, config, model):
         _mend(config.get_text_config(), there)
+        _check_config(config)
     left = _different(there, config, model)
     added = [path for path in left if _only_lacks_bias(there[path], left[path])]
     if len(added) < len(left):
@@ -45,12 +48,32 @@ def stock_config(model: PreTrainedModel) -> Any:
     return config
 
 
+def equally_wide(model: PreTrainedModel) -> list[str]:
+    """The model's own config says the widths that all layers have, from now on; a note if it has no words for them."""
+    try:
+        vars(model.config).update(vars(stock_config(model)))
+    except UsageError as refusal:
+        return [f"not described by the family's own config, so the result opens with trimtab installed only: {refusal}"]
+    return []
+
+
+def _check_config(config: Any) -> None:
+    """Raises `UsageError` where transformers would not read its own config back: some families want certain head counts."""
+    try:
+        type(config).from_dict(config.to_dict())
+    except (ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"transformers refuses the config of these widths: {said:.200}; prune to other widths") from error
+
+
 def _linears(model: nn.Module) -> Described:
     """[out, in] and whether there is a bias, of every linear layer that is not inside of a stack of experts."""
     found: Described = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | PackedLinear):
             found[path] = (module.out_features, module.in_features), module.bias is not None
+        elif isinstance(module, Conv1D):
+            found[path] = (module.weight.shape[1], module.weight.shape[0]), True
     return found
 
 
@@ -67,13 +90,18 @@ def _mend(config: Any, there: Described) -> None:
     inner, out = (_only({shape[1] for shape in sizes[role]}) for role in (Role.DOWN, Role.O))
     keys = _only({shape[0] for shape in sizes[Role.K]}) or _keys_of(_only({shape[0] for shape in sizes[Role.QKV]}), out)
     for name in INNER:
-        if inner and getattr(config, name, None) is not None:
+        if inner and hasattr(config, name):
             setattr(config, name, inner)
-    if out and keys and out % head == keys % head == 0:
+    if out and keys and out % head == keys % head == 0 and (out // head, keys // head) != _heads(config):
         config.head_dim, config.num_attention_heads, config.num_key_value_heads = head, out // head, keys // head
     for switch, roles in zip(SWITCHES, ((Role.GATE, Role.UP, Role.DOWN), (Role.Q, Role.K, Role.V, Role.O)), strict=True):
         if hasattr(config, switch) and any(bias for path, (_, bias) in there.items() if role_of(path) in roles):
             setattr(config, switch, True)
+
+
+def _heads(config: Any) -> tuple[int, int]:
+    heads = int(config.num_attention_heads)
+    return heads, int(getattr(config, "num_key_value_heads", None) or heads)
 
 
 def _only(sizes: set[int]) -> int | None:

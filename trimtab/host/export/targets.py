@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from trimtab.core.errors import UsageError, did_you_mean
-from trimtab.host.export import awq, compressed_tensors, gguf, gptq, onnx, peft, plain
+from trimtab.host.export import awq, compressed_tensors, gguf, gguf_layers, gptq, onnx, padded, peft, plain
 from trimtab.host.export.contents import Contents, Entry
+from trimtab.host.export.stock import stock_config
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Target:
 
     requantize: what may be rounded to. remarks: what readers ask for beyond the format. reading: what a reader is told beside
     the files. packages: what has to be installed for the export to be written and opened again. file: of a model that is one
-    GGUF file. reader: the script that opens it again, in a process of its own.
+    GGUF file. reader: the script that opens it again, in a process of its own. prepare: changes the model's matrices, not what it
+    says, and tells what it did. config: of the shapes that are there then.
     """
 
     plan: Callable[[Contents, str | None], list[Entry]]
@@ -28,11 +32,16 @@ class Target:
     packages: Sequence[str] = ()
     file: str | None = None
     reader: str = "reopen_transformers.py"
+    prepare: Callable[[PreTrainedModel], list[str]] = lambda model: []
+    config: Callable[[PreTrainedModel], Any] = stock_config
 
 
 TARGETS: dict[str, Target] = {
     "plain": Target(plain.plan, plain.write, plain.REQUANTIZE, "transformers"),
-    "gguf": Target(gguf.plan, gguf.write, gguf.REQUANTIZE, "llama.cpp", gguf.remarks, gguf.reading, file=gguf.FILE),
+    "padded": Target(plain.plan, plain.write, plain.REQUANTIZE, "transformers", prepare=padded.widen),
+    "gguf": Target(
+        gguf.plan, gguf.write, gguf.REQUANTIZE, "llama.cpp", gguf.remarks, gguf.reading, file=gguf.FILE, config=gguf_layers.config
+    ),
     "compressed-tensors": Target(
         compressed_tensors.plan,
         compressed_tensors.write,

@@ -74,17 +74,17 @@ class UnderWay:
         if self.keeping is None:
             files(folder)
             return
-        if self.rest is None:
+        begun = self.rest is None
+        if begun:
             self.keeping.files(files)
+        kept = self.keeping.folder
+        assert kept is not None
+        manifest.verify(kept)
+        _link(kept, folder)
+        if begun:  # after the links: where there is no room for the commit, what it was to keep is removed
             self.rest = {"ids": prepared.ids, "remarks": prepared.remarks, "told": prepared.told}
             self.entries = {entry.name: entry for entry in prepared.entries}
             self._commit()
-        kept = self.keeping.folder
-        if kept is None:  # there was no room for the commit
-            files(folder)
-            return
-        manifest.verify(kept)
-        _link(kept, folder)
 
     def _logits(self) -> Tensor:
         assert self.keeping is not None

@@ -5,32 +5,26 @@ compressed W':  W ~ W' + left @ right.  Works on top of any format.
 Zhang et al., ICML 2024 (arXiv:2402.02446), the activation-scaled form; s is not renormalized, which changes nothing.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
+from typing import ClassVar
 
 from trimtab.core.card import Card, Claim
-from trimtab.core.kinds import LinearMethod, LinearWeight, Original, Seen
-from trimtab.core.knobs import count
+from trimtab.core.kinds import LinearWeight, Original, Seen
 from trimtab.core.places import Site
-from trimtab.formats import Sum, low_rank
-from trimtab.formats.plain import low_rank_spec
+from trimtab.formats import Sum
+from trimtab.formats.mended import Mended
 from trimtab.stats import InputNorm
-from trimtab.tensors.lowrank import truncated
-
-SILENT = 1e-3  # of the mean: channels that were not heard keep a little weight, so that s can be divided by
+from trimtab.tensors.lowrank import audible
 
 
 @dataclass(frozen=True)
-class Lqer(LinearMethod):
+class Lqer(Mended):
     card: ClassVar = Card(
         id="lqer",
         title="LQER: Low-Rank Quantization Error Reconstruction for LLMs",
         paper="arXiv:2402.02446",
         fidelity="exact",
-        beside=("svd_llm", "gptq"),
+        beside=("eora", "svd_llm", "gptq"),
         claims=(
             Claim(
                 "helps-rtn-at-3-bit",
@@ -42,17 +36,6 @@ class Lqer(LinearMethod):
         ),
     )
     needs: ClassVar = (InputNorm, Original)
-    takes: ClassVar = (LinearWeight,)
-    gives: ClassVar = (Sum,)
-
-    rank: int = count("rank of the added term", 32)
-
-    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
-        added = low_rank_spec(site.shape, min(self.rank, *site.shape), "float16")
-        return {"kind": Sum.kind, "shape": [*site.shape], "parts": [dict(spec), added]}
 
     def solve(self, weight: LinearWeight, seen: Seen, site: Site) -> Sum:
-        root = seen[InputNorm].double()
-        root = root.clamp(min=SILENT * float(root.mean())) if bool(root.any()) else torch.ones_like(root)
-        factors = truncated(seen[Original] - weight.dense(), min(self.rank, *site.shape), root)
-        return Sum((weight, low_rank(factors.left, factors.right, torch.float16)))
+        return self.mended(weight, seen, audible(seen[InputNorm]))

@@ -4,21 +4,18 @@ W [out, in] ~ left [out, rank] @ right [rank, in], rank = keep * out * in / (out
 No data; the error is the energy of the dropped singular values (Eckart & Young 1936). The baseline of the family.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from trimtab.core.card import Card
-from trimtab.core.kinds import LinearMethod, Seen
-from trimtab.core.knobs import rate
-from trimtab.core.places import Site
-from trimtab.formats import Chain, Dense, low_rank
-from trimtab.formats.plain import low_rank_spec
-from trimtab.tensors.lowrank import rank_for, truncated
+from trimtab.core.kinds import Seen
+from trimtab.formats import Dense
+from trimtab.formats.factored import Factored
+from trimtab.tensors.lowrank import Factors, truncated
 
 
 @dataclass(frozen=True)
-class Svd(LinearMethod):
+class Svd(Factored):
     card: ClassVar = Card(
         id="svd",
         title="The approximation of one matrix by another of lower rank",
@@ -27,14 +24,6 @@ class Svd(LinearMethod):
         beside=("svd_llm",),
         baseline=True,
     )
-    takes: ClassVar = (Dense,)
-    gives: ClassVar = (Chain,)
 
-    keep: float = rate("fraction of the matrix's parameters that the two factors may hold", 0.8, low=0.01, high=0.99)
-
-    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
-        return low_rank_spec(site.shape, rank_for(site.shape, self.keep), spec["dtype"])
-
-    def solve(self, weight: Dense, seen: Seen, site: Site) -> Chain:
-        factors = truncated(weight.dense(), rank_for(site.shape, self.keep))
-        return low_rank(factors.left, factors.right, weight.weight.dtype)
+    def factors(self, weight: Dense, rank: int, seen: Seen) -> Factors:
+        return truncated(weight.dense(), rank)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from trimtab.core.card import Card, Claim
 from trimtab.core.edits import Edits, SetParam, SetWeight, Untie
-from trimtab.core.errors import ModelError
 from trimtab.core.kinds import ModelMethod, Seen
 from trimtab.core.knobs import choice, flag
 from trimtab.core.places import Role, Site, Unit
@@ -25,7 +24,7 @@ from trimtab.formats.plain import plain
 from trimtab.tensors.hadamard import hadamard
 
 if TYPE_CHECKING:
-    from trimtab.anatomy import Anatomy, Norm
+    from trimtab.anatomy import Anatomy
 
 WRITERS = (Role.O, Role.DOWN)
 
@@ -58,7 +57,7 @@ class QuaRot(ModelMethod):
         width = next(s for s in anatomy.sites if s.role is Role.EMBED).shape[1]
         rotation = self._draw(width, seen.generator).to(next(anatomy.model.parameters()).device)
         weights = {site: plain(anatomy.weight(site)).double() for site in anatomy.sites}
-        gains = _gains(anatomy, width)
+        gains = anatomy.gains(self.card.id)
         for site in anatomy.sites:
             if site.role in WRITERS:
                 weights[site] = rotation.T @ weights[site]
@@ -84,32 +83,6 @@ class QuaRot(ModelMethod):
             return q * r.diagonal().sign()
         signs = torch.randint(0, 2, (width,), generator=generator) * 2 - 1
         return hadamard(width) * signs
-
-
-def _gains(anatomy: "Anatomy", width: int) -> dict[Site, Tensor]:
-    """The gain that every reader of the residual stream finds on its input. Raises `ModelError` where none can be folded."""
-    for site in anatomy.sites:
-        if site.index is not None and anatomy.bias(site) is not None:
-            raise ModelError(f"quarot: {site.name} is an expert with a bias; the biases of experts cannot be rotated yet")
-    gains = {site: _gain(anatomy, norm) for norm in anatomy.norms() for site in norm.feeds}
-    routers = {s.block: gains[s] for s in gains if s.role is Role.ROUTER}
-    for site in anatomy.sites:
-        if site.index is not None and site.role not in WRITERS and site.block in routers:
-            gains[site] = routers[site.block]  # experts read what their router reads
-        if site not in gains and site.role not in (*WRITERS, Role.EMBED):
-            raise ModelError(f"quarot: {site.name} reads the residual stream through no norm, so no rotation can be folded in")
-    fed = {n.path for n in anatomy.norms()}
-    for path, module in anatomy.model.named_modules():
-        gain = getattr(module, "weight", None)
-        if path not in fed and isinstance(gain, Tensor) and gain.shape == (width,):
-            raise ModelError(f"quarot: the norm {path} acts behind a matrix; its gain does not commute with a rotation")
-    return gains
-
-
-def _gain(anatomy: "Anatomy", norm: "Norm") -> Tensor:
-    if norm.centred:
-        raise ModelError(f"quarot: {norm.path} subtracts the mean, which does not commute with a rotation")
-    return anatomy.model.get_parameter(f"{norm.path}.weight").detach().double() + norm.offset
 
 
 def _rotate_heads(anatomy: "Anatomy", weights: dict[Site, Tensor], biases: dict[Site, Tensor]) -> None:

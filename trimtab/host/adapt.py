@@ -1,0 +1,216 @@
+"""`trimtab.adapt` and `trimtab.merge`: from a model and data to an adapter (or a model), and from an adapter to a model."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.errors import DataError, ModelError, UsageError
+from trimtab.core.expression import steps as read_expression
+from trimtab.core.kinds import Method
+from trimtab.core.progress import Progress, Watcher, unwatched
+from trimtab.core.recipe import Where
+from trimtab.core.seeds import Seeds
+from trimtab.core.trained import AdapterMethod, Delta, Hook, ScheduleMethod, TrainedMethod
+from trimtab.data.examples import Examples, examples, held_out
+from trimtab.engine import adapting
+from trimtab.formats import is_plain
+from trimtab.host import adapters, checkpoint
+from trimtab.host.fingerprint import fingerprint
+from trimtab.host.model_assets import resolve_model
+from trimtab.host.peak import peak_memory
+from trimtab.host.pretrain import Course
+from trimtab.host.publish import check_apart, check_target
+from trimtab.host.trainer import Pace, is_first, tune
+from trimtab.host.tuned import Tuned
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What a training came to. truncated: rows that were cut; dropped: those with nothing left to learn."""
+
+    folder: Path
+    method: str
+    trained_parameters: int
+    rows: int
+    validation_rows: int
+    truncated: int
+    dropped: int
+    tuned: Tuned
+    peak_memory: int
+
+    def json(self) -> dict[str, Any]:
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is to be learned and how. steps: None means `epochs` passes over the rows. validation: another source, or a share."""
+
+    data: str
+    length: int = 256
+    steps: int | None = None
+    epochs: float = 1.0
+    batch: int = 8
+    learning_rate: float = 2e-4
+    decay: float = 0.0
+    validation: str | float = 0.05
+    seed: int = 0
+
+    def course(self, rows: int) -> Course:
+        """Raises `DataError` where the rows do not make one batch, `UsageError` for numbers that no training can have."""
+        if self.learning_rate <= 0 or self.batch < 1 or (self.steps is not None and self.steps < 1) or self.length < 2:
+            raise UsageError("the learning rate must be above 0, steps and batch at least 1, and the length at least 2")
+        if rows < self.batch:
+            raise DataError(f"{self.data} gives {rows} rows to train on, a step takes {self.batch}; use a smaller --batch")
+        steps = self.steps or max(1, round(self.epochs * (rows // self.batch)))
+        return Course(steps, self.batch, self.length, self.learning_rate, self.decay, self.seed)
+
+
+def adapt(
+    model: str | Path,
+    data: str | Path,
+    method: TrainedMethod | str,
+    out: str | Path,
+    *,
+    only: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+    pace: Pace = Pace(),
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    overwrite: bool = False,
+    watch: Watcher = unwatched,
+    **lesson: Any,
+) -> Adapted:
+    """Trains a model, dense or compressed, on text, prompts with completions, or conversations, and writes what was trained.
+
+    method: such as `trimtab.methods.Lora(rank=16)` or "lora(rank=16)"; an adapter becomes an adapter folder, a schedule a model
+    folder. lesson: the fields of `Lesson`. Stopped at any time, the same call goes on from `OUT.training`. Raises `UsageError`
+    (and its kinds) before anything is trained if the request does not fit, `TrimtabError` if the loss stops being finite.
+    """
+    method = as_trained(method)
+    asked = Lesson(str(data), **lesson)
+    check_apart(model, out)
+    target = check_target(out, overwrite)
+    watch(Progress("load", 0, 1, str(model)))
+    folder = checkpoint.local_folder(resolve_model(str(model), watch))
+    opened, tokenizer = checkpoint.load(folder, device, dtype)
+    if tokenizer is None:
+        raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
+    train, validation = _rows(asked, tokenizer, opened)
+    course, anatomy = asked.course(len(train.rows)), Anatomy.of(opened)
+    base = adapters.Base(_called(model), fingerprint(folder))
+    place = target.with_name(f"{target.name}.training")
+    trained, deltas, hooks = prepared(anatomy, method, Where(only, skip), Seeds(asked.seed))
+    identity = {"model": base.fingerprint, "method": method.card.id, **method.knobs(), "layers": list(deltas)}
+    done = tune(
+        opened,
+        trained,
+        train.rows,
+        course,
+        place,
+        validation=validation.rows,
+        pace=pace,
+        hooks=hooks,
+        identity=identity,
+        watch=watch,
+    )
+    count = sum(parameter.numel() for parameter in trained.values())
+    if is_first():
+        watch(Progress("save", 0, 1, str(out)))
+        if isinstance(method, AdapterMethod):
+            said = {"lesson": asdict(asked), "trained_parameters": count, "tuned": asdict(done)}
+            adapters.write(target, deltas, method, base, said, adapters.transposed(opened, deltas), overwrite)
+        else:
+            checkpoint.save(opened, tokenizer, target, overwrite=overwrite)
+        shutil.rmtree(place, ignore_errors=True)  # not needed any more; what cannot be removed does no harm
+    numbers = (len(train.rows), len(validation.rows), train.truncated, train.dropped)
+    return Adapted(target, str(method), count, *numbers, done, peak_memory())
+
+
+def merge(
+    base: str | Path,
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    any_base: bool = False,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    watch: Watcher = unwatched,
+) -> list[str]:
+    """Folds an adapter, ours or peft's, into its model and writes that; the names of the matrices that changed.
+
+    Matrices of the base that are not plain become sums, where that is exact. any_base: also beside another model than the one
+    that it was trained beside. Raises `UsageError`, writing nothing, where folding would not be exact.
+    """
+    check_apart(base, out)
+    check_target(out, overwrite)
+    watch(Progress("load", 0, 1, str(base)))
+    folder = checkpoint.local_folder(resolve_model(str(base), watch))
+    opened, tokenizer = checkpoint.load(folder, None, dtype)
+    anatomy = Anatomy.of(opened)
+    adapters.read(anatomy, adapter, None if any_base else adapters.Base(_called(base), fingerprint(folder)))
+    changed = adapting.merge(anatomy)
+    watch(Progress("save", 0, 1, str(out)))
+    checkpoint.save(opened, tokenizer, out, overwrite=overwrite)
+    return changed
+
+
+def as_trained(method: TrainedMethod | Method | str) -> TrainedMethod:
+    """The method itself, also from an expression. Raises `UsageError` for one that is not trained."""
+    if isinstance(method, str):
+        (found, by), *more = read_expression(method)
+        if by is not None or more:
+            raise UsageError(f"{method!r:.200} is not one method; write e.g. lora(rank=16)")
+        method = found
+    if not isinstance(method, AdapterMethod | ScheduleMethod):
+        raise UsageError(f"{method.card.id} is not trained on data; write trimtab compress MODEL --method {method.card.id}")
+    return method
+
+
+def _rows(asked: Lesson, tokenizer: Any, model: PreTrainedModel) -> tuple[Examples, Examples]:
+    """(to train on, to validate on), no longer than what the model reads."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = min(asked.length, context) if isinstance(context, int) else asked.length
+    found = examples(asked.data, tokenizer, length)
+    if isinstance(asked.validation, str):
+        return found, examples(asked.validation, tokenizer, length)
+    return held_out(found, asked.validation, asked.seed)
+
+
+def prepared(
+    anatomy: Anatomy, method: TrainedMethod, where: Where, seeds: Seeds
+) -> tuple[dict[str, nn.Parameter], dict[str, Delta], list[Hook]]:
+    """(the parameters that are trained, deltas by path, hooks)"""
+    if isinstance(method, AdapterMethod):
+        deltas = adapting.attach(anatomy, method, where, seeds)
+        hook = method.hook(deltas)
+        return _wanting(anatomy.model), deltas, [hook] if hook else []
+    assert isinstance(method, ScheduleMethod)
+    if where != Where():
+        raise UsageError(f"{method.card.id} trains the whole model; leave out --only and --skip")
+    packed = [site.name for site in anatomy.sites if not is_plain(anatomy.weight(site))]
+    if packed:
+        raise ModelError(
+            f"{method.card.id} trains the matrices themselves, but {packed[0]} is compressed; use an adapter, e.g. lora"
+        )
+    names = set(method.trains(anatomy))
+    for name, parameter in anatomy.model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return _wanting(anatomy.model), {}, [method.hook(anatomy, seeds)]
+
+
+def _wanting(model: nn.Module) -> dict[str, nn.Parameter]:
+    found: Mapping[str, nn.Parameter] = dict(model.named_parameters())
+    return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
+
+
+def _called(model: str | Path) -> str:
+    """How a model is called in files: a folder by its last part, so that no place of this machine gets in."""
+    return Path(model).name if Path(model).expanduser().exists() else str(model)

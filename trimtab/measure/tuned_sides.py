@@ -1,0 +1,87 @@
+"""The side of a claim whose last step is trained: compressed first if there are steps before it, then adapted, then measured.
+
+Every method gets the same rows, steps and tokens, and its own learning rate: the one of three with the best loss on rows that
+it does not train on. So a claim compares methods and not somebody's choice of a rate.
+"""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+from torch import Tensor
+
+from trimtab.anatomy import Anatomy
+from trimtab.core.errors import ModelError, UsageError
+from trimtab.core.progress import Watcher, unwatched
+from trimtab.core.recipe import Recipe
+from trimtab.core.seeds import Seeds
+from trimtab.core.trained import TrainedMethod
+from trimtab.data.examples import examples, held_out
+from trimtab.data.windows import evaluation_windows
+from trimtab.host.adapt import prepared
+from trimtab.host.checkpoint import load
+from trimtab.host.compress import compress
+from trimtab.host.pretrain import Course
+from trimtab.host.trainer import Pace, tune
+from trimtab.measure.perplexity import token_losses
+from trimtab.measure.sides import Setting, Side
+from trimtab.measure.size import bits_per_weight
+from trimtab.tensors.products import fast_products
+
+TEXT = "asset:gsm8k"  # to measure on there is asset:gsm8k-rest
+COURSE = Course(steps=200, batch=4, length=256, decay=0.0)
+RATES = (3e-4, 1e-3, 3e-3)
+HELD_OUT = 0.1
+
+
+def is_tuned(recipe: Recipe | None) -> bool:
+    """Whether a step is trained. Raises `UsageError` where that is not the last one, or not to be done everywhere."""
+    if recipe is None:
+        return False
+    kinds = [isinstance(step.method, TrainedMethod) for step in recipe.steps]
+    if any(kinds[:-1]):
+        raise UsageError(f"{recipe}: only the last step can be one that is trained")
+    return kinds[-1]
+
+
+def measure_tuned_side(folder: str, recipe: Recipe, setting: Setting, watch: Watcher = unwatched) -> Side:
+    """As `measure_side`: the losses of the setting's windows after the training with the best rate."""
+    begun, results = perf_counter(), list[tuple[float, Tensor, float]]()
+    for rate in RATES:
+        results.append(_tuned(folder, recipe, setting, replace(COURSE, learning_rate=rate, seed=recipe.seed), watch))
+        gc.collect()  # modules refer to each other in circles
+    _, losses, bits = min(results, key=lambda result: result[0])
+    return Side(losses, bits, True, perf_counter() - begun)
+
+
+def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch: Watcher) -> tuple[float, Tensor, float]:
+    """(loss on the rows held out, losses of the windows, bits per weight of what stands beside the adapter)"""
+    model, tokenizer = load(folder)
+    if tokenizer is None:
+        raise ModelError(f"{folder} has no tokenizer; copy the tokenizer files of the original model into it")
+    *first, last = recipe.steps
+    if first:
+        compress(model, replace(recipe, steps=tuple(first)), tokenizer=tokenizer, watch=watch)
+    bits = bits_per_weight(model)[0].value
+    assert isinstance(last.method, TrainedMethod)
+    trained, deltas, hooks = prepared(Anatomy.of(model), last.method, last.where, Seeds(recipe.seed))
+    rows, apart = held_out(examples(TEXT, tokenizer, course.length), HELD_OUT, recipe.seed)
+    with TemporaryDirectory() as scratch:
+        done = tune(
+            model,
+            trained,
+            rows.rows,
+            course,
+            Path(scratch) / "state",
+            validation=apart.rows,
+            pace=Pace(at_once=course.batch, every=max(1, course.steps // 4)),
+            hooks=hooks,
+            identity={"recipe": str(recipe), "layers": list(deltas)},
+            watch=watch,
+        )
+    windows = evaluation_windows(setting.text, tokenizer, setting.windows, setting.length, 0)
+    with fast_products():
+        losses = token_losses(model, windows).mean(1)
+    return min(loss for _, loss in done.validations), losses, bits

@@ -1,0 +1,1 @@
+"""What is trained beside, or instead of, a model's own weights."""
