@@ -70,11 +70,11 @@ def contenders(shape: models.Shape) -> list[Contender]:
     head = {bits: {"head_bits": max(bits, 4)} if shape.tied else {} for bits in (2, 3, 4, 8)}
     ours = [
         Contender("trimtab 2 bit", "trimtab", "grouped2", (*two, *torch), head[2]),
-        Contender("trimtab 2 bit, planes", "trimtab", "planes2", (*two, *torch), head[2]),
+        Contender("trimtab 2 bit, free planes", "trimtab", "free2", (*two, *torch), head[2]),
         Contender("trimtab 3 bit", "trimtab", "grouped3", (*three, *torch), head[3]),
-        Contender("trimtab 3 bit, planes", "trimtab", "planes3", (*three, *torch), head[3]),
+        Contender("trimtab 3 bit, free planes", "trimtab", "free3", (*three, *torch), head[3]),
         Contender("trimtab 4 bit", "trimtab", "grouped4", ("llama.cpp Q4_0", "torch int4", *torch), head[4]),
-        Contender("trimtab 8 bit", "trimtab", "grouped8", ("llama.cpp Q8_0", *torch), head[8]),
+        Contender("trimtab 8 bit", "trimtab", "even8", ("llama.cpp Q8_0", *torch), head[8]),
         Contender("trimtab bfloat16", "trimtab", "bfloat16", ("llama.cpp BF16", *torch)),
     ]
     names = ("q2_k", "tq2_0", "q3_k", "q4_0", "q8_0", "bf16") if wide else ("q4_0", "q8_0", "bf16")
@@ -214,6 +214,8 @@ def rounds(model: str, chosen: Sequence[Contender], stage: Stage, common: dict[s
     memory.ask("load", **({"bytes": 1 << 24} if given.quick else {}))
     lines = {(one.name, threads): _line(one, model, threads, common) for one in chosen for threads in given.threads}
     good = [one for one in chosen if not one.known["red"]]
+    if given.ask:
+        input(f"{model}: make the machine quiet, then press Enter\n")
     for number in range(given.repeats):
         for one in good if number % 2 == 0 else reversed(good):
             print(f"{model}: round {number + 1} of {given.repeats}: {one.name}", file=sys.stderr)
@@ -261,6 +263,9 @@ def _turn(side: Side, memory: Side, line: Line, threads: int, shape: models.Shap
     line["decode"].append(given.new_tokens / decoded["seconds"])
     line["prefill"].append(given.prefill / read["seconds"])
     line["read"].append(reading["bytes"] / reading["seconds"])
+    if given.batch > 1 and line["program"] == "trimtab":
+        several = side.ask("batch", ids=_ids(shape, given.prompt), new_tokens=given.new_tokens // 2, count=given.batch)
+        line.setdefault("batch", []).append(several["tokens"] / several["seconds"])
 
 
 def _used(side: Side) -> float:
@@ -273,7 +278,7 @@ def common_facts(given: argparse.Namespace) -> dict[str, Any]:
     from trimtab.cli.doctor import processor
     from trimtab.host.provenance import commit
 
-    setting = {name: getattr(given, name) for name in ("prompt", "new_tokens", "prefill", "repeats", "instructions")}
+    setting = {name: getattr(given, name) for name in ("prompt", "new_tokens", "prefill", "repeats", "instructions", "batch")}
     name, flags = processor()
     return {
         "session": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -296,11 +301,17 @@ def main() -> int:
                 lines += _one_model(model, stage, common, ledger)
             finally:
                 stage.close()
-    text = page(lines)
-    print(text)
+    print(page(lines))
     if not given.quick:
-        (HERE / "RUNTIME.md").write_text(text, encoding="utf-8")
+        (HERE / "RUNTIME.md").write_text(page(_known(ledger)), encoding="utf-8")
     return 1 if any(line["red"] for line in lines) else 0
+
+
+def _known(ledger: Path) -> list[Line]:
+    """All lines of contenders that there are still."""
+    lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
+    names = {model: {one.name for one in contenders(shape)} for model, shape in models.SHAPES.items()}
+    return [line for line in lines if line["contender"] in names.get(line["model"], ())]
 
 
 def _one_model(model: str, stage: Stage, common: dict[str, Any], ledger: Path) -> list[Line]:
@@ -323,11 +334,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=16, help="tokens before those that are decoded")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens that are decoded")
     parser.add_argument("--prefill", type=int, default=512, help="tokens that are read at once")
+    parser.add_argument("--batch", type=int, default=1, help="conversations that ours continues together, besides one alone")
     parser.add_argument("--instructions", choices=PEERS, default="")
+    parser.add_argument("--ask", action="store_true", help="wait for Enter between the gate and the rounds")
     parser.add_argument("--quick", action="store_true", help="one short round, the tiny model; nothing is written here")
     given = parser.parse_args()
     if given.quick:
-        given.repeats, given.new_tokens, given.prefill = 1, 4, 32
+        given.repeats, given.new_tokens, given.prefill, given.batch = 1, 4, 32, 4
     given.models = given.models or (["tiny"] if given.quick else ["135m", "0.5b", "1.1b"])
     return given
 

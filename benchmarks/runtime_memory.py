@@ -8,6 +8,7 @@ import trimtab_native
 from answering import Answer, serve
 
 READ = 1 << 29  # bytes: several times any cache
+LASTS = 0.3  # seconds, about: as long as the decoding that it is held against, since what the machine gives changes meanwhile
 
 
 class Memory:
@@ -19,9 +20,11 @@ class Memory:
         return {}
 
     def read(self, threads: int) -> Answer:
-        begun = perf_counter()
-        trimtab_native.read(self.buffer, self.instructions, threads)
-        return {"seconds": perf_counter() - begun, "bytes": self.buffer.size}
+        begun, taken, size = perf_counter(), 0.0, 0
+        while taken < LASTS:
+            trimtab_native.read(self.buffer, self.instructions, threads)
+            taken, size = perf_counter() - begun, size + self.buffer.size
+        return {"seconds": taken, "bytes": size}
 
 
 def main() -> None:

@@ -124,7 +124,7 @@ class Source:
 
 
 def folder(model: str, kind: str) -> Path:
-    """Our folder. kind: bfloat16; grouped2 to grouped8 and planes1 to planes8: every matrix of the blocks rounded so.
+    """Our folder. kind: bfloat16, or how every matrix of the blocks is rounded: see `packed`.
 
     A head that is not the embedding is rounded with them: what GGUF calls a pure file.
     """
@@ -153,17 +153,36 @@ def _name(model: str, kind: str) -> str:
 
 
 def packed(kind: str, matrix: Tensor) -> LinearWeight:
-    """matrix [out, in] in a format of ours. planes: the uniform grid of `grouped`, whose scales happen to be powers of two."""
+    """matrix [out, in] in a format of ours, in groups of 64.
+
+    grouped2 to grouped8: codes with zero points; even2 to even8: without, in groups of up to 256, which is enough for many
+    bits. planes1 to planes8: the grid of `grouped` as bit planes, each scale twice the one before it; free1 to free8: the
+    same planes with scales of their own, by least squares.
+    """
     if kind == "bfloat16":
         return Dense(matrix)
-    bits, groups = int(kind[-1]), matrix.float().view(len(matrix), -1, GROUP_SIZE)
-    made = Grouped.on_grid(fit(groups, bits), groups, symmetric=False)
-    if kind.startswith("grouped"):
+    even, bits = kind.startswith("even"), int(kind[-1])
+    group_size = next(size for size in (256, 192, 128, GROUP_SIZE) if matrix.shape[1] % size == 0) if even else GROUP_SIZE
+    groups = matrix.float().view(len(matrix), -1, group_size)
+    made = Grouped.on_grid(fit(groups, bits, symmetric=even), groups, symmetric=even)
+    if kind.startswith(("grouped", "even")):
         return made
+    if kind.startswith("free"):
+        return _free_planes(made.codes, groups, bits)
     assert made.zero is not None
     scale = made.scale.float()
     planes = torch.stack([scale * 2**bit for bit in range(bits)], -1)
     return BitPlanes(made.codes, planes.half(), (-scale * made.zero).half(), GROUP_SIZE)
+
+
+def _free_planes(codes: Tensor, groups: Tensor, bits: int) -> BitPlanes:
+    """codes [out, in], groups [out, groups, group]: the scales and the offset that come nearest to the weights."""
+    planes = codes.view(groups.shape)[..., None] >> torch.arange(bits) & 1
+    ones = torch.ones(*groups.shape, 1)
+    basis = torch.cat([planes.float(), ones], -1)  # [out, groups, group, bits + 1]
+    gram = basis.mT @ basis + 1e-3 * torch.eye(bits + 1)  # a plane may be all ones
+    found = torch.linalg.solve(gram, basis.mT @ groups[..., None]).squeeze(-1).half()
+    return BitPlanes(codes, found[..., :-1].contiguous(), found[..., -1].contiguous(), groups.shape[-1])
 
 
 def _write_folder(shape: Shape, kind: str, place: Path) -> None:

@@ -1,6 +1,7 @@
 """trimtab's side of the comparison: the native session. Imports no torch, as users' runs do not."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -8,7 +9,7 @@ import numpy as np
 from answering import Answer, resident, serve
 
 from trimtab import __version__
-from trimtab.runtime import Runtime, Sampling
+from trimtab.runtime import Batch, Runtime, Sampling
 
 
 class Trimtab:
@@ -16,8 +17,6 @@ class Trimtab:
 
     def load(self, path: str, threads: int, head_bits: int | None = None) -> Answer:
         begun = perf_counter()
-        self.path, self.head_bits = path, head_bits
-        self.runtime, self.session = None, None  # the old one goes before the new one comes
         self.runtime = Runtime.open(Path(path), threads=threads, head_bits=head_bits)
         self.session = self.runtime.session()
         return {
@@ -29,7 +28,9 @@ class Trimtab:
         }
 
     def threads(self, count: int) -> Answer:
-        return {} if count == self.runtime.threads else self.load(self.path, count, self.head_bits)
+        self.runtime = replace(self.runtime, threads=count)  # the same weights
+        self.session = self.runtime.session()
+        return {}
 
     def prefill(self, ids: list[int]) -> Answer:
         self.session.reset()
@@ -44,6 +45,14 @@ class Trimtab:
         said = [first, *self.session.generate([first], new_tokens, Sampling())]
         return {"seconds": perf_counter() - begun, "ids": said}
 
+    def batch(self, ids: list[int], new_tokens: int, count: int) -> Answer:
+        """Several conversations together, with prompts of different lengths."""
+        together = Batch(self.runtime, count)
+        first = [int(np.argmax(each.prefill(ids[: len(ids) - i % 4]))) for i, each in enumerate(together.sessions)]
+        begun = perf_counter()
+        said = sum(1 for _ in together.generate([[id] for id in first], new_tokens))
+        return {"seconds": perf_counter() - begun, "tokens": said}
+
     def logits(self, ids: list[int], target: str) -> Answer:
         """[tokens, vocabulary] float32, of every position, one token at a time: as decoding computes them."""
         self.session.reset()
@@ -54,7 +63,7 @@ class Trimtab:
 def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     side = Trimtab()
-    serve({name: getattr(side, name) for name in ("load", "threads", "prefill", "decode", "logits")})
+    serve({name: getattr(side, name) for name in ("load", "threads", "prefill", "decode", "batch", "logits")})
 
 
 if __name__ == "__main__":

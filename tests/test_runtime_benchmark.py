@@ -45,10 +45,12 @@ def test_folders_open_and_rounding_is_what_its_name_says(cache: Path) -> None:
     plain, _ = load(models.folder("tiny", "bfloat16"))
     ids = tokens(plain, 1, 8)
     logits = plain(ids).logits.detach()
-    found = {kind: load(models.folder("tiny", kind))[0](ids).logits.detach() for kind in ("grouped2", "grouped8", "planes2")}
+    found = {
+        kind: load(models.folder("tiny", kind))[0](ids).logits.detach() for kind in ("grouped2", "even8", "planes2", "free2")
+    }
     assert torch.isfinite(logits).all()
     apart = {kind: float((other - logits).norm() / logits.norm()) for kind, other in found.items()}
-    assert apart["grouped8"] < 0.02 < apart["grouped2"]
+    assert apart["even8"] < 0.03 < apart["free2"] < apart["grouped2"]
     assert torch.allclose(found["planes2"], found["grouped2"], atol=2e-2 * float(logits.std()))
 
 
@@ -160,7 +162,7 @@ def test_the_share_is_of_the_reading_in_the_same_round() -> None:
 
 def test_a_red_line_shows_no_speed_and_no_ratio() -> None:
     text = page(changed(0, red="logits are off"))
-    assert "| trimtab 2 bit | logits are off | | | | | | |" in text
+    assert "| trimtab 2 bit | c | logits are off | | | | | | |" in text
     assert "200" not in text
     assert "| ours | theirs |" not in text
 
@@ -172,7 +174,36 @@ def test_goals_are_judged() -> None:
     assert "Goals" not in page([entry | {"threads": 1} for entry in LINES])
 
 
-def test_a_disturbed_line_is_named_and_old_sessions_are_left_out() -> None:
+def test_the_newest_line_of_each_is_shown_and_ratios_are_of_one_session() -> None:
+    later = line("trimtab 2 bit", [500.0], session="t", commit="d", against=["llama.cpp Q2_K"])
+    text = page([*LINES, later])
+    assert "| trimtab 2 bit | d | 5 | 4.0 | 500.0 |" in text
+    assert "| trimtab 2 bit | c |" not in text
+    assert "| trimtab 2 bit | llama.cpp Q2_K | 1.00 | 2.00x (1.00-3.00) |" in text
+    assert "s, commit c, 3 rounds; t, commit d, 1 rounds" in text
+    both = [*LINES, later, line("llama.cpp Q2_K", [200.0], session="t")]
+    assert "| trimtab 2 bit | llama.cpp Q2_K | 1.00 | 2.50x | 2.50x |" in page(both)
+    assert "| ours | theirs |" not in page([*LINES, later | {"red": "logits are off"}])
+
+
+def test_other_instructions_have_tables_and_goals_of_their_own() -> None:
+    forced = [entry | {"setting": entry["setting"] | {"instructions": "avx2"}, "decode": [50.0] * 3} for entry in LINES]
+    text = page([*LINES, *forced])
+    assert "## 1.1b, 2 threads\n" in text
+    assert "## 1.1b, 2 threads, avx2 only\n" in text
+    assert "| 1.1b, avx2 | decode of trimtab 2 bit / llama.cpp Q2_K | 1.00x | 1.00x | holds |" in text
+
+
+def test_what_several_conversations_get_is_a_column_where_it_was_measured() -> None:
+    together = LINES[0] | {"setting": LINES[0]["setting"] | {"batch": 4}, "batch": [700.0]}
+    text = page([together, LINES[1]])
+    assert "4 at a time, tokens/s" in text
+    assert "| 2000 (1000-3000) | 700.0 | 0.1% |" in text
+    assert "| 1000 (1000-1000) | - | 0.1% |" in text
+    assert "at a time" not in page(LINES)
+
+
+def test_a_disturbed_line_is_named_and_the_older_one_is_left_out() -> None:
     assert "Disturbed" not in page(LINES)
-    assert "- 1.1b, trimtab 2 bit, 2 threads: 20%" in page(changed(0, foreign=2.0))
-    assert "forgotten" not in page([line("forgotten", [1.0], session="before"), *LINES])
+    assert "- 1.1b, 2 threads, trimtab 2 bit: 20%" in page(changed(0, foreign=2.0))
+    assert "20%" not in page([*changed(0, foreign=2.0), *LINES])

@@ -113,6 +113,16 @@ std::vector<int32_t> make_tokens(Session& session, Sampler& sampler, int64_t cou
   return made;
 }
 
+nb::dict stages(const Session& session) {
+  static const char* const names[] = {"embedding", "inputs", "q k v", "attention", "output", "gate and up",
+                                      "down",      "head",   "choice", "waiting"};
+  static_assert(std::size(names) == kStages + 1);
+  nb::dict made;
+  const std::vector<double> seconds = session.stages();
+  for (std::size_t i = 0; i < seconds.size(); ++i) made[names[i]] = seconds[i];
+  return made;
+}
+
 std::vector<std::vector<int32_t>> make_together(const std::vector<std::shared_ptr<Session>>& sessions,
                                                 const std::vector<std::shared_ptr<Sampler>>& samplers, int64_t count,
                                                 const std::vector<int32_t>& stop) {
@@ -210,6 +220,8 @@ void bind_session(nb::module_& module) {
       .def("read", read_tokens, nb::arg("ids").noconvert(), nb::arg("logits").none().noconvert(), nb::arg("every"))
       .def("generate", make_tokens, nb::arg("sampler"), nb::arg("count"), nb::arg("stop"))
       .def("another", [](const Session& s) { return std::shared_ptr<Session>(s.another()); })
+      .def("time_stages", &Session::time_stages, nb::arg("on"))
+      .def_prop_ro("stages", stages)
       .def("truncate", &Session::truncate, nb::arg("length"))
       .def_prop_ro("length", &Session::length)
       .def_prop_ro("threads", [](const Session& s) { return s.options().threads; })

@@ -1,5 +1,6 @@
 #include "trimtab/pool.h"
 
+#include <algorithm>
 #include <system_error>
 #include <thread>
 
@@ -47,6 +48,32 @@ Phase fitting(Phase phase) {
 int64_t chunks_of(Phase phase) {
   phase = fitting(phase);
   return phase.total <= 0 ? 0 : (phase.total + phase.chunk - 1) / phase.chunk;
+}
+
+// Of a phase in which chunks shrink. Rounds of one for every thread: half of everything, half of what is left, and so on.
+int64_t largest_of(const Phase& phase, int threads) {
+  return phase.shrinking ? std::max(phase.chunk, phase.total / (2 * threads)) : phase.chunk;
+}
+
+struct Range {
+  int64_t begin, size;  // size: what would fit if the phase did not end
+};
+
+Range range_of(int64_t index, int64_t largest, int64_t smallest, int threads) {
+  int64_t begin = 0, size = largest;
+  for (; size > smallest && index >= threads; index -= threads) {
+    begin += size * threads;
+    size = std::max(size / 2, smallest);
+  }
+  return {begin + size * index, size};
+}
+
+// How many chunks a phase has.
+int64_t count_of(const Phase& phase, int threads) {
+  int64_t rounds = 0;
+  for (int64_t size = largest_of(phase, threads); size > phase.chunk; size = std::max(size / 2, phase.chunk)) ++rounds;
+  const int64_t begin = range_of(rounds * threads, largest_of(phase, threads), phase.chunk, threads).begin;
+  return rounds * threads + chunks_of({phase.total - begin, phase.chunk});
 }
 
 }  // namespace
@@ -129,9 +156,11 @@ void Pool::open(int phase) {
   const Phase next = fitting(phases[phase]);
   phase_.store(phase, std::memory_order_release);
   total_.store(next.total, std::memory_order_release);
+  const int threads = limit_.load(std::memory_order_acquire);
   chunk_.store(next.chunk, std::memory_order_release);
+  largest_.store(largest_of(next, threads), std::memory_order_release);
   done_.store(0, std::memory_order_release);
-  chunks_.store(chunks_of(next), std::memory_order_release);
+  chunks_.store(count_of(next, threads), std::memory_order_release);
   state_.store((epoch + 1) << 32, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst)) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -144,14 +173,16 @@ bool Pool::claim(int worker) {
   for (;;) {
     uint64_t seen = state_.load(std::memory_order_acquire);
     const int64_t index = static_cast<int64_t>(seen & kIndex), chunks = chunks_.load(std::memory_order_acquire);
-    if (index >= chunks || worker >= limit_.load(std::memory_order_acquire)) return false;
+    const int threads = limit_.load(std::memory_order_acquire);
+    if (index >= chunks || worker >= threads) return false;
     const Call call = call_.load(std::memory_order_acquire);
     void* const context = context_.load(std::memory_order_acquire);
     const int phase = phase_.load(std::memory_order_acquire);
-    const Phase range{total_.load(std::memory_order_acquire), chunk_.load(std::memory_order_acquire)};
+    const int64_t total = total_.load(std::memory_order_acquire), smallest = chunk_.load(std::memory_order_acquire);
+    const int64_t largest = largest_.load(std::memory_order_acquire);
     if (!state_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
-    const int64_t begin = index * range.chunk, end = begin + range.chunk < range.total ? begin + range.chunk : range.total;
-    call(context, phase, begin, end, worker);
+    const Range range = range_of(index, largest, smallest, threads);
+    call(context, phase, range.begin, std::min(range.begin + range.size, total), worker);
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) open(phase + 1);
     return true;
   }

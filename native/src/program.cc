@@ -28,8 +28,11 @@ class Group {
     place(weight, input, 0, 0, out, onto, weight.bias.empty() ? nullptr : weight.bias.data());
   }
 
-  void finish() {
-    for (Step& step : steps_) program_.steps.push_back(std::move(step));
+  void finish(Stage stage) {
+    for (Step& step : steps_) {
+      step.stage = stage;
+      program_.steps.push_back(std::move(step));
+    }
   }
 
  private:
@@ -118,33 +121,34 @@ class Builder {
     qkv.add(l.q, start, Program::kQ, false);
     qkv.add(l.k, start, Program::kK, false);
     qkv.add(l.v, start, Program::kV, false);
-    qkv.finish();
+    qkv.finish(Stage::qkv);
     if (l.wide_norms) {
       normalize(Program::kQ, l.q_norm);
       normalize(Program::kK, l.k_norm);
     }
     Step attention;
     attention.kind = Step::Kind::attention;
+    attention.stage = Stage::attention;
     attention.layer = index;
     program_.steps.push_back(attention);
     if (l.parallel) wide_part(l);
     Input attended = from(Program::kAttended, l.heads * l.dim);
     attended.head = l.dim;
     widen(Program::kAttended, attended.width);
-    join(l.o, attended, l.after_attention, index);
+    join(l.o, attended, l.after_attention, index, Stage::output);
     if (!l.parallel) wide_part(l);
     Input inner = from(Program::kUp, l.up.out);
     inner.curved = true;
     inner.curve = l.curve;
     inner.gate = l.gate.there() ? static_cast<int>(Program::kGate) : -1;
-    join(l.down, inner, l.after_mlp, index);
+    join(l.down, inner, l.after_mlp, index, Stage::narrow);
   }
 
   void head() {
     program_.body = program_.steps.size();
     Group group(program_, rounding_);
     group.add(model_.head, from(Program::kHidden, model_.width(), &model_.last), Program::kLogits, false);
-    group.finish();
+    group.finish(Stage::head);
   }
 
  private:
@@ -167,15 +171,15 @@ class Builder {
     Group group(program_, rounding_);
     if (l.gate.there()) group.add(l.gate, start, Program::kGate, false);
     group.add(l.up, start, Program::kUp, false);
-    group.finish();
+    group.finish(Stage::wide);
   }
 
   // hidden += weight(input), or its norm.
-  void join(const Linear& weight, const Input& input, const Norm& after, int64_t index) {
+  void join(const Linear& weight, const Input& input, const Norm& after, int64_t index, Stage stage) {
     Group group(program_, rounding_);
     group.add(weight, input, after.there ? Program::kBranch : Program::kHidden, !after.there);
     const std::size_t first = program_.steps.size();
-    group.finish();
+    group.finish(stage);
     for (std::size_t i = first; i < program_.steps.size(); ++i) program_.steps[i].layer = index;
     if (!after.there) return;
     Step step;
@@ -203,6 +207,7 @@ Program::Program(const Model& model, Activations activations, const Kernels& ker
   widths[kHidden] = widths[kBranch] = model.width();
   Step begin;
   begin.kind = Step::Kind::begin;
+  begin.stage = Stage::embedding;
   steps.push_back(begin);
   const Rounding rounding{activations, kernels};
   Builder builder(*this, model, rounding);

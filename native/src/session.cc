@@ -11,7 +11,7 @@
 namespace trimtab {
 namespace {
 
-constexpr int64_t kChunkBytes = 64 << 10;  // of weights that a thread takes at once, at most
+constexpr int64_t kChunkBytes = 64 << 10;  // of weights that a thread takes at once where chunks are shortest, at most
 
 Activations checked(const Model& model, Activations activations) {
   model.check();
@@ -111,11 +111,18 @@ void Session::generate(Sampler& sampler, int64_t count, const std::vector<int32_
       catch_up(logits, false);
     }
     has_logits_ = false;
-    const int32_t id = sampler.pick(logits, std::min(model_->vocabulary(), model_->embedding.rows), history_, functions_);
+    const int32_t id = pick(sampler);
     history_.push_back(id);
     made.push_back(id);
     if (std::find(stop.begin(), stop.end(), id) != stop.end()) return;
   }
+}
+
+// The token that comes after `logits_`.
+int32_t Session::pick(Sampler& sampler) {
+  const Lap lap(spent(*workers_[0], Stage::choice));
+  const int64_t known = std::min(model_->vocabulary(), model_->embedding.rows);
+  return sampler.pick(reinterpret_cast<float*>(logits_.data()), known, history_, functions_);
 }
 
 bool Session::belongs(const Session& other) const {
@@ -150,8 +157,7 @@ void Session::generate_together(const std::vector<Session*>& sessions, const std
     sessions[0]->step_together(silent);
     const auto said = [&](std::size_t i) {
       Session& s = *sessions[i];
-      const int64_t known = std::min(s.model_->vocabulary(), s.model_->embedding.rows);
-      const int32_t id = samplers[i]->pick(reinterpret_cast<float*>(s.logits_.data()), known, s.history_, s.functions_);
+      const int32_t id = s.pick(*samplers[i]);
       s.has_logits_ = false;
       s.history_.push_back(id);
       made[i].push_back(id);
@@ -159,6 +165,30 @@ void Session::generate_together(const std::vector<Session*>& sessions, const std
     };
     going.erase(std::remove_if(going.begin(), going.end(), said), going.end());
   }
+}
+
+double* Session::spent(Worker& worker, Stage stage) const {
+  return timed_ ? worker.spent + static_cast<int>(stage) : nullptr;
+}
+
+void Session::time_stages(bool on) {
+  const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+  if (!lock.owns_lock()) throw std::runtime_error("the session is in use by another thread; open one per thread");
+  timed_ = on;
+  if (!on) return;
+  running_ = 0;
+  for (const auto& worker : workers_) std::fill(worker->spent, worker->spent + kStages, 0.0);
+}
+
+std::vector<double> Session::stages() const {
+  constexpr auto choice = static_cast<std::size_t>(Stage::choice);
+  std::vector<double> seconds(kStages + 1, 0.0);
+  double busy = 0;
+  for (const auto& worker : workers_)
+    for (std::size_t i = 0; i < kStages; ++i) seconds[i] += worker->spent[i];
+  for (std::size_t i = 0; i < choice; ++i) busy += seconds[i] /= options_.threads;
+  seconds[kStages] = std::max(0.0, running_ - busy);
+  return seconds;
 }
 
 void Session::truncate(int64_t length) {
@@ -195,6 +225,7 @@ void Session::catch_up(float* logits, bool every) {
       if (!every) now.tokens = 1;
       if (head) run(now, program_.body, program_.steps.size());
     }
+    const Lap lap(spent(*workers_[0], Stage::choice));
     for (int64_t t = 0; head && t < now.tokens; ++t, logits += vocabulary) finish(logits, now.position + now.offset + t);
     read_ = last ? length() : read_ + std::min(options_.chunk, length() - read_);
   }
@@ -245,6 +276,7 @@ void Session::step_together(const std::vector<Session*>& sessions) {
   together_.grow(size(now.tokens * vocabulary * 4));
   now.logits = reinterpret_cast<float*>(together_.data());
   run(now, 0, program_.steps.size());
+  const Lap lap(spent(*workers_[0], Stage::choice));
   for (std::size_t i = 0; i < seats.size(); ++i) {
     Session& s = *seats[i].session;
     std::memcpy(s.logits_.data(), now.logits + static_cast<int64_t>(i) * vocabulary, size(vocabulary * 4));
@@ -267,7 +299,7 @@ Phase Session::main_phase(const Run& run, const Step& step) const {
   if (step.kind == Step::Kind::products) {
     const int64_t share = step.tiles / (options_.threads * 6);
     if (run.tokens == 1)
-      return {step.tiles, std::max<int64_t>(1, std::min(share, kChunkBytes / std::max<int64_t>(step.largest_tile, 1)))};
+      return {step.tiles, std::max<int64_t>(1, std::min(share, kChunkBytes / std::max<int64_t>(step.largest_tile, 1))), true};
     return {step.tiles, std::max<int64_t>(kSheaf, share / kSheaf * kSheaf)};
   }
   if (step.kind != Step::Kind::attention) return {0, 1};
@@ -278,6 +310,7 @@ Phase Session::main_phase(const Run& run, const Step& step) const {
 }
 
 void Session::run(Run run, std::size_t first, std::size_t last) {
+  const Lap lap(timed_ ? &running_ : nullptr);
   if (run.tokens == 1) run.splits = splits_at(run.position);
   phases_.clear();
   const int64_t shares = std::max<int64_t>(1, run.tokens / (options_.threads * 8));
@@ -302,6 +335,7 @@ void Session::run(Run run, std::size_t first, std::size_t last) {
 
 // What is done token by token before the main phase of a step.
 void Session::prepare(const Run& run, const Step& step, int64_t begin, int64_t end, Worker& worker) {
+  const Lap lap(spent(worker, step.kind == Step::Kind::products ? Stage::inputs : step.stage));
   const int64_t width = model_->width();
   float* const scratch = reinterpret_cast<float*>(worker.scratch.data());
   if (step.kind == Step::Kind::products) return make_inputs(run, step, shared_.data(), begin, end, worker.scratch.data());
@@ -327,15 +361,18 @@ void Session::prepare(const Run& run, const Step& step, int64_t begin, int64_t e
 
 void Session::work(const Run& run, const Step& step, int64_t begin, int64_t end, Worker& worker, int64_t stamp) {
   if (step.kind == Step::Kind::attention) {
+    const Lap lap(spent(worker, step.stage));
     for (int64_t item = begin; item < end; ++item)
       run.few() ? attend_one(run, step, item, worker) : attend_many(run, step, item, worker);
     return;
   }
   // The inputs of one token are so little that every thread makes its own rather than wait for another.
   if (run.tokens == 1 && worker.stamp != stamp) {
+    const Lap lap(spent(worker, Stage::inputs));
     make_inputs(run, step, worker.memory.data(), 0, 1, worker.scratch.data());
     worker.stamp = stamp;
   }
+  const Lap lap(spent(worker, step.stage));
   multiply(run, step, run.tokens == 1 ? worker.memory.data() : shared_.data(), begin, end, worker.scratch.data());
 }
 

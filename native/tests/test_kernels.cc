@@ -431,21 +431,23 @@ void fuzz(Random& random, int rounds) {
   }
 }
 
-// Phases follow each other: everything of one is there when the next begins.
+// Phases follow each other: everything of one is there when the next begins. Whether chunks shrink or not, none overlap.
 void phases(int rounds) {
   Random random(3);
   for (int round = 0; round < rounds; ++round) {
     std::vector<Phase> plan;
-    for (int64_t i = draw(random, 0, 6); i > 0; --i) plan.push_back({draw(random, 0, 9), draw(random, 1, 3)});
-    std::vector<std::atomic<int64_t>> counted(plan.size() + 1);
+    for (int64_t i = draw(random, 0, 6); i > 0; --i) plan.push_back({draw(random, 0, 90), draw(random, 1, 9), draw(random, 0, 1) == 1});
+    std::vector<std::atomic<int64_t>> counted(plan.size() + 1), squares(plan.size() + 1);
     std::atomic<bool> right{true};
     Pool::shared().run_phases(static_cast<int>(draw(random, 1, 4)), plan.data(), static_cast<int>(plan.size()),
                               [&](int phase, int64_t begin, int64_t end, int) {
                                 for (std::size_t i = 0; i < static_cast<std::size_t>(phase); ++i)
                                   right = right && counted[i] == plan[i].total;
                                 counted[static_cast<std::size_t>(phase)] += end - begin;
+                                squares[static_cast<std::size_t>(phase)] += end * end - begin * begin;
                               });
-    for (std::size_t i = 0; i < plan.size(); ++i) right = right && counted[i] == plan[i].total;
+    for (std::size_t i = 0; i < plan.size(); ++i)
+      right = right && counted[i] == plan[i].total && squares[i] == plan[i].total * plan[i].total;
     expect(right, "phases are done in order");
   }
 }

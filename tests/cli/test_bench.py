@@ -118,6 +118,11 @@ def test_a_covered_model(trimtab, model, monkeypatch) -> None:
     assert timed["prefill"]["setting"]["prompt"] == 24
     assert timed["share"] > 0
     assert found["bytes_per_token"] > 0
+    assert next(iter(timed["stages"])) == "embedding"
+    assert all(seconds >= 0 for seconds in timed["stages"].values())
+    assert timed["stages"]["gate and up"] > 0 < timed["stages"]["head"]
+    said = [line.split()[0] for line in lines[5:] if line]
+    assert said[-3:] == ["choice", "waiting", "together"]
 
 
 @with_native
@@ -145,6 +150,13 @@ def test_the_share_is_of_reading() -> None:
     timed = room.Timed(2, *(SimpleNamespace(value=v, stderr=0.0, unit="") for v in (100.0, 50.0, 4e9)), share=0.5)
     assert command._row(timed, 40_000_000) == ["2", "100", "50", "2.00", "4.00", "50%"]
     assert command._row(room.Timed(1, timed.prefill, timed.decode), None)[3:] == ["-", "-", "-"]
+
+
+def test_stages_are_told_with_their_shares() -> None:
+    down, head, together = command._stage_rows([{"down": 0.003, "head": 0.001}, {"down": 0.001, "head": 0.001}])
+    assert down == ["down", "3.000 (75%)", "1.000 (50%)"]
+    assert head == ["head", "1.000 (25%)", "1.000 (50%)"]
+    assert together == ["together", "4.000", "2.000"]
 
 
 def test_a_gate_says_its_numbers() -> None:

@@ -63,6 +63,23 @@ def test_generation_ends_with_the_context(runtime):
     assert list(session.generate([], 5)) == []
 
 
+def test_stages_add_up_and_change_nothing(runtime):
+    plain, timed = runtime.session(), runtime.session()
+    assert set(timed.stages.values()) == {0.0}
+    timed.time_stages(True)
+    assert list(timed.generate(prompt(), 12)) == list(plain.generate(prompt(), 12))
+    found = timed.stages
+    assert list(found)[:3] == ["embedding", "inputs", "q k v"]
+    assert list(found)[-2:] == ["choice", "waiting"]
+    assert all(found[stage] > 0 for stage in found if stage != "waiting")
+    assert set(plain.stages.values()) == {0.0}
+    timed.time_stages(False)
+    list(timed.generate([], 3))
+    assert timed.stages == found
+    timed.time_stages(True)
+    assert set(timed.stages.values()) == {0.0}
+
+
 def test_generation_goes_on_where_it_was(runtime):
     ids = prompt()
     at_once, in_parts = runtime.session(), runtime.session()

@@ -133,6 +133,11 @@ def _show(model: str, found: dict[str, Any]) -> None:
     columns = ("threads", "prefill tokens/s", "decode tokens/s", "decode GB/s", "reading GB/s", "share")
     table = [_row(timed, found.get("bytes_per_token")) for timed in found["threads"]]
     show.table(columns, table, right=range(len(columns)))
+    stages = {f"{timed.threads} threads": timed.stages for timed in found["threads"] if timed.stages}
+    if stages:
+        typer.echo("")
+        rows = _stage_rows(list(stages.values()))
+        show.table(("milliseconds of a decoded token", *stages), rows, right=range(1, len(stages) + 1))
 
 
 def _row(timed: "Timed", bytes_per_token: int | None) -> list[str]:
@@ -140,3 +145,13 @@ def _row(timed: "Timed", bytes_per_token: int | None) -> list[str]:
     if timed.read is None or timed.share is None or bytes_per_token is None:
         return [*row, "-", "-", "-"]
     return [*row, f"{timed.decode.value * bytes_per_token / 1e9:.2f}", f"{timed.read.value / 1e9:.2f}", f"{timed.share:.0%}"]
+
+
+def _stage_rows(stages: "Sequence[dict[str, float]]") -> list[list[str]]:
+    """A row per stage with the share of the token's time, and one for all of them."""
+    wholes = [sum(seconds.values()) for seconds in stages]
+    rows = [
+        [name, *(f"{each[name] * 1e3:.3f} ({each[name] / whole:.0%})" for each, whole in zip(stages, wholes, strict=True))]
+        for name in stages[0]
+    ]
+    return [*rows, ["together", *(f"{whole * 1e3:.3f}" for whole in wholes)]]

@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.core.errors import UsageError
 
-INTERFACE = 3  # what this side expects of the module; the same number stands in native/CMakeLists.txt
+INTERFACE = 4  # what this side expects of the module; the same number stands in native/CMakeLists.txt
 INSTALL = "pip install ./native builds it, with a C++ compiler"
 
 

@@ -25,7 +25,7 @@ from trimtab.kernels.module import instruction_set, native
 from trimtab.measure.speed import decode_speed, prefill_speed, rate, torch_threads
 
 if TYPE_CHECKING:
-    from trimtab.runtime import Runtime
+    from trimtab.runtime import Runtime, Session
 
 SAME_TOP = 0.99  # of positions
 PERPLEXITY = 0.002  # relative difference
@@ -50,13 +50,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Timed:
-    """With one number of threads. read: plain reading, bytes/s; share: of it, by round. Both None where nothing native reads."""
+    """With one number of threads. read: plain reading, bytes/s; share: of it, by round; stages: seconds of a decoded token. All
+    three are None where nothing native reads."""
 
     threads: int
     prefill: Measurement
     decode: Measurement
     read: Measurement | None = None
     share: float | None = None
+    stages: dict[str, float] | None = None
 
 
 def words(folder: Path, count: int, vocabulary: int) -> list[int]:
@@ -128,7 +130,18 @@ def time_native(
         rate("decode speed", decoded[1:], new_tokens, setting | {"prompt": PROMPT, "new_tokens": new_tokens}),
         rate("reading", bytes_read[1:], READ, setting, "bytes/s"),
         median(shares),
+        stages_of_a_token(session, start, new_tokens),
     )
+
+
+def stages_of_a_token(session: "Session", start: Sequence[int], new_tokens: int) -> dict[str, float]:
+    """Seconds by stage, the mean over a round of its own: looking at the clock slows a token down."""
+    session.reset()
+    session.prefill(start)
+    session.time_stages(True)
+    made = _drained(session.generate(start[:1], new_tokens))
+    session.time_stages(False)
+    return {stage: seconds / made for stage, seconds in session.stages.items()}
 
 
 def time_torch(model: PreTrainedModel, ids: Sequence[int], threads: int, prefill: int, new_tokens: int, repeats: int) -> Timed:

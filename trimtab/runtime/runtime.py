@@ -176,6 +176,19 @@ class Session:
             if not made or made[-1] in stops:
                 return
 
+    def time_stages(self, on: bool) -> None:
+        """From now on, or no longer: looks where the time goes. That costs some percent of it."""
+        told(self._native.time_stages, on)
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds since `time_stages(True)`, in the order of a token. They add up to the time of all that was read and made.
+
+        Of what threads did at the same time, the mean over them. "inputs": norms, curves, and rounding what enters products;
+        "choice": what comes after the head; "waiting": what threads had to wait for each other.
+        """
+        return dict(self._native.stages)
+
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens. Raises `UsageError`."""
         told(self._native.truncate, length)

@@ -20,9 +20,12 @@ namespace trimtab {
 // Cores this process may run on.
 int cores();
 
-// Of one phase: chunks of at most `chunk` make up [0, total).
+// Of one phase: chunks of at most `chunk` make up [0, total). shrinking: they begin with much larger ones, of which every thread has
+// one before they halve, down to `chunk`. Where threads read memory, they are fast on long stretches; and end at the same time
+// if the last ones are short.
 struct Phase {
   int64_t total, chunk;
+  bool shrinking = false;
 };
 
 class Pool {
@@ -69,7 +72,7 @@ class Pool {
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<const Phase*> phases_{nullptr};  // read by whoever opens a phase, while the caller keeps them
-  std::atomic<int64_t> total_{0}, chunk_{0}, chunks_{0}, done_{0};
+  std::atomic<int64_t> total_{0}, chunk_{0}, largest_{0}, chunks_{0}, done_{0};
   std::atomic<int> phase_{0}, count_{0}, limit_{0}, sleepers_{0};
   std::atomic<bool> over_{true};
   int workers_ = 0;

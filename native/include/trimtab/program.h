@@ -40,8 +40,14 @@ struct Product {
   int64_t spare;  // where its sums wait until they are added: floats per token, of all in the step
 };
 
+// What a step's time is told under. `inputs`: norms, curves, rotations and rounding of what enters products; `choice`: all that comes
+// after the head.
+enum class Stage : int { embedding, inputs, qkv, attention, output, wide, narrow, head, choice };
+constexpr int kStages = 9;
+
 struct Step {
   enum class Kind { begin, products, attention, add_norm, normalize } kind = Kind::products;
+  Stage stage = Stage::inputs;
   int64_t layer = 0;
   std::vector<Input> inputs;
   std::vector<Integers> integers;

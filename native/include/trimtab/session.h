@@ -52,6 +52,12 @@ class Session {
   // Forgets what comes after the first `length` tokens.
   void truncate(int64_t length);
 
+  // From now on, or no longer: where the time goes. It costs some of it.
+  void time_stages(bool on);
+  // Seconds for every `Stage`, and of waiting at the end, since `time_stages(true)`. What threads do at the same time is divided by their
+  // number, so that all of it adds up to the time that runs and choices took.
+  std::vector<double> stages() const;
+
   int64_t cache_bytes() const { return cache_.bytes(); }
   const Model& model() const { return *model_; }
   const Options& options() const { return options_; }
@@ -80,6 +86,8 @@ class Session {
     bool few() const { return tokens == 1 || seats; }  // a head and token are looked after in parts
   };
 
+  double* spent(Worker& worker, Stage stage) const;
+  int32_t pick(Sampler& sampler);
   void catch_up(float* logits, bool every);
   void step_together(const std::vector<Session*>& sessions);
   bool belongs(const Session& other) const;
@@ -129,6 +137,8 @@ class Session {
   int64_t read_ = 0;       // tokens of history_ whose keys and values are in the cache
   bool has_logits_ = false;  // of the last token of history_
   int64_t runs_ = 0;
+  bool timed_ = false;
+  double running_ = 0;  // seconds in runs, while stages are timed
   int64_t room_ = 0;         // tokens that the buffers are made for
   int64_t most_turns_ = 0;   // frequencies of a rope, at most
   int64_t widest_head_ = 0;  // padded

@@ -2,7 +2,7 @@
 
 namespace {
 
-constexpr int64_t kPrefetch = 1024;
+constexpr int64_t kPrefetch = 4096;
 constexpr int kTokens = 4, kExactTokens = 2, kTall = 1, kAtOnce = 1;
 constexpr bool kTallDots = false;
 constexpr bool kInPlace = false;

@@ -2,7 +2,7 @@
 
 namespace {
 
-constexpr int64_t kPrefetch = 4096;  // beyond a page of memory, where the processor's own guess ends
+constexpr int64_t kPrefetch = 8192;  // beyond a page of memory, where the processor's own guess ends
 constexpr int kTokens = 8, kExactTokens = 8, kTall = 3, kAtOnce = 4;
 constexpr bool kTallDots = true;
 constexpr bool kInPlace = true;
