@@ -73,7 +73,7 @@ def shape(model: nn.Module, modules: Mapping[str, Any], dtype: torch.dtype) -> N
     beside it. Raises `ModelError` naming the path.
     """
     # What is shared comes last: it has the shape of what it uses.
-    for path, entry in sorted(modules.items(), key=lambda item: item[1]["kind"] == "shared"):
+    for path, entry in sorted(modules.items(), key=_is_shared):
         try:
             _shape_one(model, path, dict(entry), dtype)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, TrimtabError) as error:
@@ -103,6 +103,10 @@ def describe(model: nn.Module, skeleton: nn.Module) -> Modules:
         if parameter.dim() == 3 and path in plain and plain[path].shape != parameter.shape:
             found[path] = {"kind": "dense", "shape": list(parameter.shape)}
     return found
+
+
+def _is_shared(described: tuple[str, Any]) -> bool:
+    return isinstance(described[1], Mapping) and described[1].get("kind") == "shared"
 
 
 def _shape_one(model: nn.Module, path: str, entry: dict[str, Any], dtype: torch.dtype) -> None:
