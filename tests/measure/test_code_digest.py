@@ -100,7 +100,7 @@ def test_the_measuring_reaches_what_decides_and_not_the_methods() -> None:
     found = reached([MEASURING])
     assert {"trimtab.engine.sweep", "trimtab.measure.perplexity", "trimtab.data.windows", "trimtab.anatomy.sites"} <= found.keys()
     assert not [name for name in found if name.startswith("trimtab.methods.") or name in SILENT]
-    assert not {"trimtab.measure.side_store", "trimtab.formats.codebook"} & found.keys()
+    assert not {"trimtab.measure.side_store", "trimtab.formats.pyramid"} & found.keys()
     gptq = reached([get("gptq").__module__])
     assert {"trimtab.tensors.columns", "trimtab.formats.grouped"} <= gptq.keys()
 

@@ -13,6 +13,7 @@ from trimtab.core.errors import ModelError, UsageError
 from trimtab.core.progress import Watcher
 from trimtab.host.checkpoint import load, load_tokenizer, local_folder
 from trimtab.host.fingerprint import fingerprint
+from trimtab.host.folder_checks import check_links
 from trimtab.host.model_assets import resolve_model
 
 
@@ -56,6 +57,8 @@ def contenders(given: Sequence[str], watch: Watcher) -> list[Contender]:
     for number, place in enumerate(places):
         if place in places[:number]:
             raise UsageError(f"{given[number]} is given twice; compare different models")
+    for folder in folders:
+        check_links(folder)  # before files are read that lead elsewhere
     found = zip(_names(given), folders, strict=True)
     return [Contender(name, folder, fingerprint(folder)) for name, folder in found]
 

@@ -25,7 +25,7 @@ class Owl(Allocator):
         id="owl",
         title="Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High Sparsity",
         paper="arXiv:2310.05175",
-        fidelity="exact",
+        fidelity="reconstructed",
         beside=("wanda", "sparsegpt", "sv_nup", "evopress"),
         claims=(Claim("beats-uniform-wanda", "wanda by owl(sparsity=0.7)", "<", "wanda(sparsity=0.7)"),),
     )
