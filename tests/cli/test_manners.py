@@ -15,7 +15,7 @@ from trimtab.cli import doctor, measure, progress, show
 from trimtab.cli.main import app
 from trimtab.cli.manners import MEASURED, Exit, Terminated, hushed, plain_dashes
 from trimtab.cli.progress import LineWatcher, spell, wants_bars, working
-from trimtab.cli.request import spellings
+from trimtab.cli.request import Request, spellings, understand
 from trimtab.core.errors import TrimtabError
 from trimtab.core.knobs import knobs
 from trimtab.core.progress import Progress
@@ -112,6 +112,9 @@ def test_underscores_are_dashes_in_names_only():
 def test_no_knob_is_hidden_by_an_option_of_the_command():
     options = {name for p in typer.main.get_command(app).commands["compress"].params for name in [*p.opts, *p.secondary_opts]}
     assert "--tokens" in options
+    levels = understand(Request(["m"], [], search="evopress", levels="gptq:bits=2,3")).recipes[0].steps[0].by.levels
+    assert levels == "bits=2,3"
+    options.remove("--levels")  # it sets this knob
     for id in ids():
         for name, knob in knobs(get(id)).items():
             assert options.isdisjoint(spellings(name, knob)), f"{id}: the command has an option --{name} of its own"
