@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trimtab.core.progress import Watcher
     from trimtab.measure.bench import Timed
 
-GATED = 1024  # tokens, at most: enough to tell 99 % from 98 %
+GATED = 4096  # tokens, at most: the share of 1024 would be known to 0.3 points only
 CONTEXT = 2048  # where a model does not say how much it can read
 
 
