@@ -8,8 +8,9 @@ matrices of that block, and what that took is multiplied. Nothing of it is put i
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,8 +28,10 @@ from trimtab.engine.storage import tensors
 from trimtab.engine.sweep import Stats, Stream
 from trimtab.tensors.products import fast_products
 
+T = TypeVar("T")
 FIRST_USE = 50_000_000  # bytes that libraries of linear algebra and of text take when they are first used
 LEARNT = 12  # copies of a matrix, of its kind: itself, its parameters with gradients and moments, the steps to its rounded form
+ENOUGH, MOST = 0.2, 6  # what is quicker than so many seconds is done so many times; the first time is for first uses
 RETAINED = 2  # what a batch makes in a block is there twice, once kept for the way back
 
 
@@ -181,18 +184,21 @@ class _Rehearsal:
         needs = {s: tuple(dict.fromkeys(data)) for s in self.anatomy.block_sites(self.block) if s.role != "router"}
         pairs = any(getattr(n, "on", "") == "pair" for n in data)
         carry = steps[0].method.carry  # type: ignore[attr-defined]
-        whole = 0.0
-        for _ in range(2):  # the first time is for whatever is done once
-            beside = Stream(self.anatomy, [self.ids], compute=self.shown.compute) if pairs else None
-            entering = list(self.stream.hidden)
-            whole, seen = _timed(
-                lambda beside=beside: self.stream.collect(self.block, needs, advance=carry == "original", beside=beside)
-            )
+        entering = list(self.stream.hidden)
+
+        def through(beside: Stream | None) -> Any:
+            seen = self.stream.collect(self.block, needs, advance=carry == "original", beside=beside)
             self.stream.hidden[:] = entering
             if carry == "compressed":
-                whole += _timed(lambda: self.stream.advance(self.block))[0]
+                self.stream.advance(self.block)
                 self.stream.hidden[:] = entering
-        return whole, seen.sites
+            return seen.sites
+
+        def prepared() -> Callable[[], Any]:
+            beside = Stream(self.anatomy, [self.ids], compute=self.shown.compute) if pairs else None
+            return lambda: through(beside)
+
+        return _usual(prepared)
 
     def looking(self, method: Method) -> float:
         """Seconds of showing the whole model to everything, for a method that decides about all of it at once."""
@@ -200,11 +206,19 @@ class _Rehearsal:
         of_block = tuple(n for n in method.needs if is_statistic(n) and n.on == "block")  # type: ignore[attr-defined]
         if not of_site and not of_block:
             return 0.0
-        entering = list(self.stream.hidden)
-        wanted = dict.fromkeys(self.anatomy.block_sites(self.block), of_site)
-        took, _ = _timed(lambda: self.stream.collect(self.block, wanted, of_block, advance=True))
-        self.stream.hidden[:] = entering
+        took, _ = self.shows(dict.fromkeys(self.anatomy.block_sites(self.block), of_site), of_block)
         return self.shown.batches * (took * len(self.anatomy.blocks) + self.record)
+
+    def shows(self, wanted: Mapping[Site, Any], of_block: tuple[Any, ...] = ()) -> tuple[float, Any]:
+        """Seconds of showing one batch to a block, and what was seen; the stream stays before it."""
+        entering = list(self.stream.hidden)
+
+        def show() -> Any:
+            seen = self.stream.collect(self.block, wanted, of_block, advance=True)
+            self.stream.hidden[:] = entering
+            return seen
+
+        return _usual(lambda: show)
 
     def solving(self, step: Step, weights: dict[Site, LinearWeight], stats: dict[Site, Stats]) -> float | None:
         """Seconds for all matrices of the step; what it makes of the block's goes to the next step. None: it could not."""
@@ -216,16 +230,27 @@ class _Rehearsal:
         took, shared = 0.0, {}
         try:
             for site in here:
-                common = shared.setdefault(tuple(map(id, stats.get(site, {}).values())) or site.name, {})
-                seen = Seen(
-                    {**stats.get(site, {}), Original: weights[site].dense()}, self.seeds.at("forecast", site.name), common
-                )
-                spent, weights[site] = _timed(lambda site=site, seen=seen: method.solve(weights[site], seen, site))
-                took += spent + _timed(weights[site].dense)[0]
+                known = shared.setdefault(tuple(map(id, stats.get(site, {}).values())) or site.name, {})
+                spent, weights[site] = self.solved(method, site, weights[site], stats.get(site, {}), known)
+                took += spent + _usual(lambda site=site: weights[site].dense)[0]
         except ArithmeticError:
             return None
         size = sum(s.shape[0] * s.shape[1] for s in here)
         return took * sum(s.shape[0] * s.shape[1] for s in sites) / size if size else 0.0
+
+    def solved(
+        self, method: LinearMethod, site: Site, weight: LinearWeight, stats: Stats, known: dict[Any, Any]
+    ) -> tuple[float, LinearWeight]:
+        """Seconds for one matrix, and what became of it. known: what matrices with the same input share, added to."""
+        given, before = {**stats, Original: weight.dense()}, dict(known)
+
+        def again() -> Callable[[], LinearWeight]:
+            known.clear()
+            known.update(before)
+            seen = Seen(given, self.seeds.at("forecast", site.name), known)
+            return lambda: method.solve(weight, seen, site)
+
+        return _usual(again)
 
     def alone(self, step: Step) -> float | None:
         """Seconds of a step that shares no pass with others; None for what learns, which arbitrary tokens do not tell."""
@@ -242,10 +267,8 @@ class _Rehearsal:
         search, folds = _timed(self.anatomy.folds)
         here = [fold for fold in folds if fold.block == self.block]
         needs = {site: tuple(data) for fold in here for site in fold.consumers}
-        entering = list(self.stream.hidden)
-        passed, seen = _timed(lambda: self.stream.collect(self.block, needs, advance=True))
-        self.stream.hidden[:] = entering
-        took = sum(_timed(lambda fold=fold: self._asked(method, fold, data, seen.sites))[0] for fold in here)
+        passed, seen = self.shows(needs)
+        took = sum(_usual(lambda fold=fold: lambda: self._asked(method, fold, data, seen.sites))[0] for fold in here)
         blocks = len(self.anatomy.blocks)
         return search + self.shown.batches * (self.record + passed * blocks) + took * blocks
 
@@ -265,10 +288,18 @@ def _swept(method: Method) -> bool:
     return isinstance(method, LinearMethod) and not isinstance(method, BlockMethod)
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
     begun = perf_counter()
     made = work()
     return perf_counter() - begun, made
+
+
+def _usual(prepared: Callable[[], Callable[[], T]]) -> tuple[float, T]:
+    """What some work usually takes. prepared: makes it ready once more, which is not counted."""
+    runs = [_timed(prepared())]
+    while sum(spent for spent, _ in runs) < ENOUGH and len(runs) < MOST:
+        runs.append(_timed(prepared()))
+    return median(spent for spent, _ in runs[1:] or runs), runs[-1][1]
 
 
 def activations(recipe: Recipe, width: int) -> int:
