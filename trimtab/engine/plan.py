@@ -10,6 +10,7 @@ from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelM
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
+from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import TrainedMethod
 from trimtab.engine.storage import Files
 
@@ -72,6 +73,11 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
             files.rewrite(getattr(step.method, "unties", False), getattr(step.method, "preserves", False))
+        elif isinstance(step.method, TaughtMethod):
+            _enough_text(step.method, recipe)
+            if not step.method.packed:
+                _dense_only(step, anatomy, held)
+            files.rewrite(False, step.method.preserves)
         steps.append(
             PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe))
         )
@@ -83,6 +89,16 @@ def _untrained(recipe: Recipe) -> None:
         if isinstance(step.method, TrainedMethod):
             id = step.method.card.id
             raise RecipeError(f"{id} is trained, which no recipe does; write trimtab adapt MODEL DATA --method {id} -o OUT")
+
+
+def _enough_text(method: TaughtMethod, recipe: Recipe) -> None:
+    given = recipe.calibration
+    windows = -(-given.tokens // given.length)
+    if windows < method.batch:
+        raise RecipeError(
+            f"{method.card.id} takes {method.batch} windows a step, the calibration text makes {windows}; "
+            f"show at least {method.batch * given.length} tokens (--tokens), or use a smaller batch"
+        )
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:

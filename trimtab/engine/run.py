@@ -25,6 +25,7 @@ from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import kind
 from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
+from trimtab.core.taught import School
 from trimtab.engine.apply import apply
 from trimtab.engine.channels import narrow
 from trimtab.engine.depot import Depot, Filed
@@ -41,6 +42,7 @@ from trimtab.engine.search import Judging, trials
 from trimtab.engine.shelf import Shelf
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
+from trimtab.engine.teaching import teach
 from trimtab.engine.tuning import tune
 from trimtab.formats import Masked
 from trimtab.stats import Gram
@@ -70,6 +72,8 @@ class Bench:
     place: Place = field(default_factory=Place)
     begun: Begun | None = None  # the phase that an earlier process was in, until it is taken up
     judging: Judging | None = None  # how candidates are judged where a method searches
+    school: School | None = None  # who trains where a method is taught
+    teacher: torch.nn.Module | None = None  # the model before the first step, where a method needs it
 
     def stored_bits(self, weight: LinearWeight) -> float:
         """Bits per weight as it will be written: sparse matrices are written with their zeros unless `packed`."""
@@ -107,6 +111,8 @@ def run(
     keeper: Keeper = UNKEPT,
     depot: Depot | None = None,
     judging: Judging | None = None,
+    school: School | None = None,
+    teacher: torch.nn.Module | None = None,
 ) -> Bench:
     """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
 
@@ -116,6 +122,7 @@ def run(
     the model is then to be the one it was given before, or the last one that the keeper was given as a whole.
     depot: where the model's blocks are, if they are not in memory; then all steps are linear ones, and none searches.
     judging: how methods that search judge candidates; by default on the batches, which a note then says.
+    school, teacher: who trains where a method is taught, and the untouched model where it learns from that.
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
@@ -126,7 +133,7 @@ def run(
             before = int(keeper.record["before"])
     compute, seeds = getattr(torch, recipe.calibration.compute), Seeds(recipe.seed)
     bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {}, keeper=keeper, depot=depot)
-    bench.judging = judging
+    bench.judging, bench.school, bench.teacher = judging, school, teacher
     training = model.training
     model.eval()
     try:
@@ -366,4 +373,4 @@ def _output_error(original: Tensor, weight: LinearWeight, gram: Tensor | None) -
     return float(((change @ gram) * change).sum(dtype=torch.float64)) / whole if whole > 0 else None
 
 
-_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": rewrite, "scale": fold}
+_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": rewrite, "scale": fold, "taught": teach}

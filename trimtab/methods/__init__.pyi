@@ -76,3 +76,5 @@ from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
 from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT
+from trimtab.methods.tune.distill import Distill as Distill
+from trimtab.methods.tune.recover import Recover as Recover
