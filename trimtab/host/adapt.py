@@ -1,13 +1,13 @@
 """`trimtab.adapt` and `trimtab.merge`: from a model and data to an adapter (or a model), and from an adapter to a model."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trimtab.anatomy import Anatomy
@@ -30,6 +30,8 @@ from trimtab.host.publish import check_apart, check_target
 from trimtab.host.trainer import Pace, is_first, tune
 from trimtab.host.tuned import Tuned
 
+SHOWN = 256  # rows before training
+
 
 @dataclass(frozen=True)
 class Adapted:
@@ -51,7 +53,10 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is to be learned and how. steps: None means `epochs` passes over the rows. validation: another source, or a share."""
+    """What is to be learned and how. steps: None means `epochs` passes over the rows. validation: another source, or a share.
+
+    calibration: what methods that look at inputs before training are shown, if not the rows to train on.
+    """
 
     data: str
     length: int = 256
@@ -62,6 +67,7 @@ class Lesson:
     decay: float = 0.0
     validation: str | float = 0.05
     seed: int = 0
+    calibration: str = ""
 
     def course(self, rows: int) -> Course:
         """Raises `DataError` where the rows do not make one batch, `UsageError` for numbers that no training can have."""
@@ -107,8 +113,11 @@ def adapt(
     course, anatomy = asked.course(len(train.rows)), Anatomy.of(opened)
     base = adapters.Base(_called(model), fingerprint(folder))
     place = target.with_name(f"{target.name}.training")
-    trained, deltas, hooks = prepared(anatomy, method, Where(only, skip), Seeds(asked.seed))
+    shown = _shown(asked, method, train, tokenizer, opened)
+    trained, deltas, hooks = prepared(anatomy, method, Where(only, skip), Seeds(asked.seed), shown, watch)
     identity = {"model": base.fingerprint, "method": method.card.id, **method.knobs(), "layers": list(deltas)}
+    if asked.calibration:
+        identity["calibration"] = asked.calibration
     done = tune(
         opened,
         trained,
@@ -176,20 +185,44 @@ def as_trained(method: TrainedMethod | Method | str) -> TrainedMethod:
 
 def _rows(asked: Lesson, tokenizer: Any, model: PreTrainedModel) -> tuple[Examples, Examples]:
     """(to train on, to validate on), no longer than what the model reads."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    length = min(asked.length, context) if isinstance(context, int) else asked.length
+    length = _length(asked, model)
     found = examples(asked.data, tokenizer, length)
     if isinstance(asked.validation, str):
         return found, examples(asked.validation, tokenizer, length)
     return held_out(found, asked.validation, asked.seed)
 
 
+def _length(asked: Lesson, model: PreTrainedModel) -> int:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(asked.length, context) if isinstance(context, int) else asked.length
+
+
+def _shown(asked: Lesson, method: TrainedMethod, train: Examples, tokenizer: Any, model: PreTrainedModel) -> list[Tensor]:
+    if not (isinstance(method, AdapterMethod) and adapting.needs_text(method)):
+        if asked.calibration:
+            raise UsageError(f"{method.card.id} looks at no text before it is trained; leave out --calibration")
+        return []
+    found = examples(asked.calibration, tokenizer, _length(asked, model)) if asked.calibration else train
+    return shown(found, asked.seed, model.device)
+
+
+def shown(found: Examples, seed: int, device: torch.device) -> list[Tensor]:
+    """Token ids [1, length] of a seeded draw of `SHOWN` rows, all if there are fewer."""
+    drawn = torch.randperm(len(found.rows), generator=Seeds(seed).at("shown"))[:SHOWN]
+    return [found.rows[number].ids[None].to(device) for number in drawn.tolist()]
+
+
 def prepared(
-    anatomy: Anatomy, method: TrainedMethod, where: Where, seeds: Seeds
+    anatomy: Anatomy,
+    method: TrainedMethod,
+    where: Where,
+    seeds: Seeds,
+    shown: Sequence[Tensor] = (),
+    watch: Watcher = unwatched,
 ) -> tuple[dict[str, nn.Parameter], dict[str, Delta], list[Hook]]:
-    """(the parameters that are trained, deltas by path, hooks)"""
+    """(the parameters that are trained, deltas by path, hooks). shown: token ids [windows, length] each, for `needs`."""
     if isinstance(method, AdapterMethod):
-        deltas = adapting.attach(anatomy, method, where, seeds)
+        deltas = adapting.attach(anatomy, method, where, seeds, shown, watch)
         hook = method.hook(deltas)
         return _wanting(anatomy.model), deltas, [hook] if hook else []
     assert isinstance(method, ScheduleMethod)

@@ -23,7 +23,7 @@ from trimtab.core.expression import make
 from trimtab.core.kinds import Seen
 from trimtab.core.places import Site
 from trimtab.core.seeds import Seeds
-from trimtab.core.trained import AdapterMethod, Delta
+from trimtab.core.trained import AdapterMethod, Chosen, Delta
 from trimtab.engine import adapting
 from trimtab.host import manifest
 from trimtab.host.folder_checks import read_json, weights_in
@@ -93,7 +93,8 @@ def read(anatomy: Anatomy, folder: str | Path, base: Base | None = None) -> dict
     by_layer = _by_layer(place, _held(place), PREFIX if config is not None else "", about)
     sites = {site.path: site for site in anatomy.sites if site.index is None}
     _check_layers(place, by_layer, sites)
-    made = {path: _made(anatomy, method, sites[path], config is not None, by_layer[path], place) for path in by_layer}
+    seen = Seen({Chosen: Chosen(sites[path] for path in by_layer)}, Seeds(0).at("read"), {})
+    made = {path: _made(anatomy, method, seen, sites[path], config is not None, by_layer[path], place) for path in by_layer}
     anatomy.model.requires_grad_(False)
     adapting.beside(anatomy.model, made)
     return made
@@ -211,8 +212,16 @@ def _check_layers(place: Path, by_layer: Mapping[str, Any], sites: Mapping[str, 
         )
 
 
-def _made(anatomy: Anatomy, method: AdapterMethod, site: Site, portable: bool, held: Mapping[str, Tensor], place: Path) -> Delta:
-    delta = method.attach(anatomy.weight(site), Seen({}, Seeds(0).at("read", site.name)), site)
+def _made(
+    anatomy: Anatomy,
+    method: AdapterMethod,
+    seen: Seen,
+    site: Site,
+    portable: bool,
+    held: Mapping[str, Tensor],
+    place: Path,
+) -> Delta:
+    delta = method.blank(anatomy.weight(site), seen, site)
     for name, value in held.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ModelError(f"{place}: {name} of {site.path} is not finite; train the adapter again")

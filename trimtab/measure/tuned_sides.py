@@ -20,7 +20,7 @@ from trimtab.core.seeds import Seeds
 from trimtab.core.trained import TrainedMethod
 from trimtab.data.examples import examples, held_out
 from trimtab.data.windows import evaluation_windows
-from trimtab.host.adapt import prepared
+from trimtab.host.adapt import prepared, shown
 from trimtab.host.checkpoint import load
 from trimtab.host.compress import compress
 from trimtab.host.pretrain import Course
@@ -66,8 +66,9 @@ def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch:
         compress(model, replace(recipe, steps=tuple(first)), tokenizer=tokenizer, watch=watch)
     bits = bits_per_weight(model)[0].value
     assert isinstance(last.method, TrainedMethod)
-    trained, deltas, hooks = prepared(Anatomy.of(model), last.method, last.where, Seeds(recipe.seed))
     rows, apart = held_out(examples(TEXT, tokenizer, course.length), HELD_OUT, recipe.seed)
+    seen = shown(rows, recipe.seed, model.device)
+    trained, deltas, hooks = prepared(Anatomy.of(model), last.method, last.where, Seeds(recipe.seed), seen, watch)
     with TemporaryDirectory() as scratch:
         done = tune(
             model,
