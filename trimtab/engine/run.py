@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import SetWeight
+from trimtab.core.edits import SetParam, SetWeight
 from trimtab.core.errors import CalibrationError, ModelError, UsageError
 from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Original, Seen, Statistic, Storage, Trials
 from trimtab.core.places import Site
@@ -25,6 +25,7 @@ from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import kind
 from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
+from trimtab.core.shifts import Shifts
 from trimtab.engine.apply import apply
 from trimtab.engine.channels import narrow
 from trimtab.engine.depot import Depot, Filed
@@ -315,6 +316,7 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
     original = weight.dense()
     if not bool(torch.isfinite(original).all()):
         raise ModelError(f"{site.name} has values that are not finite numbers; fetch the model again")
+    shift: Tensor | None = None
     for number, chosen in work.items():
         if site not in chosen:
             continue
@@ -323,6 +325,7 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
         seen = Seen({**stats, Original: original}, bench.seeds.at(number, site.name), common)
         with bench.profile("solve"):
             weight = _solved(method, weight, seen, site)
+        shift = _shifted(method, before, weight, seen, site, shift)
         bench.drew |= seen.drew
         bench.receipts.append(
             Receipt(
@@ -340,10 +343,24 @@ def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, 
         )
     with bench.profile("apply"):
         apply(anatomy, [SetWeight(site, weight)], bench.packed)
+        if shift is not None:
+            present = anatomy.bias(site)
+            apply(anatomy, [SetParam(f"{site.path}.bias", shift if present is None else present.double() + shift)])
     if isinstance(weight, Masked) and not bench.packed and max(work) < len(bench.recipe.steps):
         bench.held[site.name] = weight
     else:
         bench.held.pop(site.name, None)
+
+
+def _shifted(
+    method: LinearMethod, before: LinearWeight, solved: LinearWeight, seen: Seen, site: Site, so_far: Tensor | None
+) -> Tensor | None:
+    """What the bias [out] gets in all, None: nothing. Experts have none of their own."""
+    more = method.shift(before, solved, seen) if isinstance(method, Shifts) and site.index is None else None
+    if more is None:
+        return so_far
+    seen.note("bias", "holds the mean of what was left out; `error` is of the matrix alone")
+    return more if so_far is None else so_far + more
 
 
 def _solved(method: LinearMethod, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight:
