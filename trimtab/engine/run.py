@@ -26,6 +26,7 @@ from trimtab.core.registry import kind
 from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
 from trimtab.core.shifts import Shifts
+from trimtab.engine import by_factor
 from trimtab.engine.apply import apply
 from trimtab.engine.channels import narrow
 from trimtab.engine.depot import Depot, Filed
@@ -34,7 +35,7 @@ from trimtab.engine.memory import kept_heap
 from trimtab.engine.observing import determined, is_statistic, observe
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.passes import notes
-from trimtab.engine.plan import plan, resolve
+from trimtab.engine.plan import plan, resolve, takes
 from trimtab.engine.references import others
 from trimtab.engine.resume import UNKEPT, Begun, Keeper, Place, block_done, done_already, phase_done, strengths_chosen, take_up
 from trimtab.engine.rewriting import rewrite
@@ -43,7 +44,7 @@ from trimtab.engine.shelf import Shelf
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
 from trimtab.engine.tuning import tune
-from trimtab.formats import Masked
+from trimtab.formats import Chain, Masked
 from trimtab.stats import Gram
 from trimtab.tensors.products import fast_products
 
@@ -365,7 +366,8 @@ def _shifted(
 
 def _solved(method: LinearMethod, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight:
     try:
-        solved = method.solve(weight, seen, site)
+        split = isinstance(weight, Chain) and not takes(method, Chain)
+        solved = by_factor.solved(method, weight, seen, site) if split else method.solve(weight, seen, site)
     except ArithmeticError as error:
         cure = "; show more or other calibration text" if any(map(is_statistic, method.needs)) else ""
         raise CalibrationError(f"{method.card.id} at {site.name}: {error}{cure}") from error

@@ -4,10 +4,10 @@ Factor l (from 0, applied first) mixes the entries j and j + 2^l of every stretc
 pairs of a factor in order are `twiddle[l]`: [n / 2, 2, 2]; pair p = stretch * 2^l + j. Dao et al., ICML 2019 (arXiv:1903.05895).
 
 The factors of a matrix follow in closed form, without descent or restarts. The last factor D mixes halves, so with
-B = D diag(R0, R1) the rows j and j + n/2 of the columns of half h are both multiples of row j of R_h: a matrix of two rows and rank
-one, whose leading left singular vector is a column of that pair's 2 x 2 matrix. R0 and R1 are butterflies of half the size. What is
-a butterfly product is recovered exactly; of anything else every step keeps the most it can (Le, Zheng, Riccietti, Gribonval,
-ICASSP 2022).
+B = D diag(R0, R1) the rows j and j + n/2 of the columns of half h are both multiples of row j of R_h: a matrix of two rows and
+rank one, whose leading left singular vector is a column of that pair's 2 x 2 matrix. R0 and R1 are butterflies of half the size.
+What is a butterfly product is recovered exactly; of anything else every step keeps the most it can (Le, Zheng, Riccietti,
+Gribonval, ICASSP 2022).
 """
 
 from math import log2
