@@ -12,7 +12,9 @@ from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
 from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import TrainedMethod
+from trimtab.engine.by_factor import factors
 from trimtab.engine.storage import Files
+from trimtab.formats import Chain
 
 Came = Mapping[Site, type[LinearWeight]]
 
@@ -64,7 +66,7 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     for number, (step, (sites, matched)) in enumerate(zip(recipe.steps, where, strict=True), 1):
         left = None
         if isinstance(step.method, LinearMethod):
-            _fit(step.method, sites, held, came)
+            _fit(step.method, sites, held, came, files.specs)
             held |= dict.fromkeys(sites, step.method.gives)
             came = {site: kind for site, kind in came.items() if site not in sites}
             left = _per_weight(files.take(number, sites), sites)
@@ -129,11 +131,19 @@ def takes(method: LinearMethod, format: type[LinearWeight]) -> bool:
     return LinearWeight in method.takes or issubclass(format, method.takes)
 
 
-def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]], came: Came) -> None:
+def _fit(
+    method: LinearMethod,
+    sites: Sequence[Site],
+    held: dict[Site, tuple[type[LinearWeight], ...]],
+    came: Came,
+    specs: Mapping[Site, dict[str, Any] | None],
+) -> None:
     for site in sites:
-        method.fits(site)
+        parts = factors(method, site, specs[site])
+        for place in [site, *parts]:
+            method.fits(place)
         for format in held[site]:
-            if not takes(method, format):
+            if not takes(method, format) and not (parts and issubclass(format, Chain)):
                 taken = " or ".join(t.__name__ for t in method.takes)
                 raise RecipeError(f"{method.card.id} takes {taken}, but {_why_not(method.card.id, site, format, came)}")
 
