@@ -130,7 +130,16 @@ def test_accumulation_changes_nothing(base: Path, data: Path, tmp_path: Path) ->
     assert one.tuned.losses == pytest.approx(four.tuned.losses, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora(rank=4)", "allora(rank=4)", "lisa(active=1, every=2)"])
+STOPPED = (
+    "lora(rank=4)",
+    "allora(rank=4)",
+    "lisa(active=1, every=2)",
+    "spiel(every=2, window=2)",
+    "ist(rank=4, every=1, after=1)",
+)
+
+
+@pytest.mark.parametrize("method", STOPPED)
 def test_what_was_stopped_goes_on_to_the_same_losses(base: Path, data: Path, tmp_path: Path, method: str) -> None:
     def stop(now: Progress) -> None:
         if now.phase == "train" and now.done == 5:
@@ -146,7 +155,7 @@ def test_what_was_stopped_goes_on_to_the_same_losses(base: Path, data: Path, tmp
     assert min(step for step in seen if step) == 3, "the first three steps are not taken again"
     assert resumed.tuned.losses == undisturbed.tuned.losses
     assert resumed.tuned.validations == undisturbed.tuned.validations
-    name = "adapter_model.safetensors" if "lora" in method else "model.safetensors"
+    name = "model.safetensors" if "lisa" in method else "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
 
 

@@ -121,7 +121,9 @@ def adapt(
         identity=identity,
         watch=watch,
     )
-    count = sum(parameter.numel() for parameter in trained.values())
+    # A hook may have put one parameter in the place of several.
+    left = set(map(id, opened.parameters()))
+    count = sum(parameter.numel() for parameter in trained.values() if id(parameter) in left)
     if is_first():
         watch(Progress("save", 0, 1, str(out)))
         if isinstance(method, AdapterMethod):
@@ -190,7 +192,8 @@ def prepared(
     """(the parameters that are trained, deltas by path, hooks)"""
     if isinstance(method, AdapterMethod):
         deltas = adapting.attach(anatomy, method, where, seeds)
-        hook = method.hook(deltas)
+        sites = {site.path: site for site in anatomy.sites if site.index is None}
+        hook = method.hook({sites[path]: delta for path, delta in deltas.items()})
         return _wanting(anatomy.model), deltas, [hook] if hook else []
     assert isinstance(method, ScheduleMethod)
     if where != Where():

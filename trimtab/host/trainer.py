@@ -94,9 +94,11 @@ def tune(
         **(identity or {}),
         **{"batch": course.batch, "seed": course.seed, "rows": _digest(rows), "validation rows": _digest(validation)},
     }
-    keeper = Keeper(place, trained, optimizer, whose)
+    kept = {f"{number}.{name}": value for number, hook in enumerate(hooks) for name, value in hook.tensors().items()}
+    keeper = Keeper(place, trained, optimizer, whose, kept)
     so_far = keeper.resumed()
     walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, keeper, so_far, watch)
+    _begun(walk)
     if not walk.is_over:
         _walked(walk)
     keeper.restore_best(so_far)
@@ -175,6 +177,31 @@ class _Walk:
         return found if isinstance(found, int) else 0
 
     @property
+    def steps(self) -> int:
+        return self.course.steps
+
+    @property
+    def learning_rate(self) -> float:
+        return self.course.learning_rate
+
+    @property
+    def seeds(self) -> Seeds:
+        return Seeds(self.course.seed)
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """As `core.trained.Training` says, a part for every forward pass of the step."""
+        rows, size, device = rows_at(self.rows, self.course, step), self.pace.at_once, self.model.device
+        learned = torch.tensor(_learned(rows), device=device)
+        for start in range(0, len(rows), size):
+            given = batch(rows[start : start + size], self.padding)
+            yield self.objective(self.model, {name: value.to(device) for name, value in given.items()}, learned)
+
+    def penalty(self) -> Tensor | float:
+        """The share of one pass; those of a step add up to what the hooks ask for."""
+        asked = (hook.penalty() for hook in self.hooks)
+        return sum(penalty for penalty in asked if penalty is not None) * self.pace.at_once / self.course.batch
+
+    @property
     def every(self) -> int:
         return self.pace.every or max(1, self.course.steps // CHECKPOINTS)
 
@@ -182,10 +209,10 @@ class _Walk:
     def is_over(self) -> bool:
         return self.so_far.stopped or len(self.so_far.losses) >= self.course.steps
 
-    def add(self, loss: Tensor) -> None:
+    def add(self, loss: Tensor, penalty: Tensor | float) -> None:
         """A part of the step's loss. Raises `TrimtabError` before anything is learned from one that is not finite."""
         value = float(loss.detach())
-        if not math.isfinite(value):
+        if not math.isfinite(value + float(penalty)):
             kept = self.keeper.steps
             raise TrimtabError(
                 f"the loss of step {len(self.so_far.losses) + 1} is not finite; "
@@ -255,9 +282,10 @@ class _Loop(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         loss = self.walk.objective(model, inputs, inputs["learned"])
-        self.walk.add(loss)
+        penalty = self.walk.penalty()
+        self.walk.add(loss, penalty)
         # Other processes hold the rest of the step, and gradients are averaged over processes.
-        return loss * self.accelerator.num_processes
+        return (loss + penalty) * self.accelerator.num_processes
 
 
 class _Around(TrainerCallback):
@@ -284,6 +312,15 @@ class _Around(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.walk.taken()
         control.should_training_stop = self.walk.is_over
+
+
+def _begun(walk: _Walk) -> None:
+    """Hooks begin where nothing is left to do, too: what they made of the model the first time they make again."""
+    with own_randomness(), nothing_kept_unpacked():
+        torch.set_rng_state(walk.seeds.at("begin").get_state())
+        walk.model.train()
+        for hook in walk.hooks:
+            hook.begin(walk)
 
 
 def _walked(walk: _Walk) -> None:
