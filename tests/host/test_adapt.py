@@ -136,6 +136,7 @@ STOPPED = (
     "lisa(active=1, every=2)",
     "spiel(every=2, window=2)",
     "ist(rank=4, every=1, after=1)",
+    "diffora(rank=4)",
 )
 
 

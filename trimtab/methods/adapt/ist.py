@@ -101,17 +101,17 @@ class Importance(Hook):
         if step >= self.how.after and step % self.how.every == 0 and self.how.pace > 0:
             self._try(step)
         chosen = self.drawn(step)
-        for number, deltas in enumerate(self.blocks):
+        for block, deltas in enumerate(self.blocks):
             for parameter in (parameter for delta in deltas for parameter in delta.parameters()):
-                parameter.requires_grad_(number in chosen)
-                if number not in chosen:
+                parameter.requires_grad_(block in chosen)
+                if block not in chosen:
                     parameter.grad = None
                     optimizer.state.pop(parameter, None)
 
     @torch.no_grad()
     def _try(self, step: int) -> None:
         assert self.training is not None
-        sets, losses = [self.drawn(step, number) for number in range(TRIED)], list[float]()
+        sets, losses = [self.drawn(step, trial) for trial in range(TRIED)], list[float]()
         for chosen in sets:
             with self._only(chosen):
                 losses.append(sum(float(part) for part in self.training.losses(step)))
@@ -121,7 +121,7 @@ class Importance(Hook):
 
     @contextmanager
     def _only(self, chosen: list[int]) -> Iterator[None]:
-        others = [delta for number, deltas in enumerate(self.blocks) if number not in chosen for delta in deltas]
+        others = [delta for block, deltas in enumerate(self.blocks) if block not in chosen for delta in deltas]
         whole = [delta.scale for delta in others]
         try:
             for delta in others:
