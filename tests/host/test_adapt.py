@@ -130,6 +130,21 @@ def test_accumulation_changes_nothing(base: Path, data: Path, tmp_path: Path) ->
     assert one.tuned.losses == pytest.approx(four.tuned.losses, rel=1e-4)
 
 
+def test_a_penalty_counts_once_however_a_batch_is_cut(base: Path, data: Path, tmp_path: Path) -> None:
+    """And holds the model where it was; the losses that are told are those of the rows."""
+    text = tmp_path / "general.txt"
+    text.write_text("the cat sat on the mat and a dog ran in the park " * 20, encoding="utf-8")
+    made = "ewc_lora(rank=4, windows=2, strength={})"
+    one, four, held = (
+        learn(base, data, made.format(strength), tmp_path / f"{at}-{strength}", pace=Pace(at, 3), general=str(text)).tuned.losses
+        for at, strength in ((1, 1.0), (4, 1.0), (4, 1e4))
+    )
+    plain = learn(base, data, "lora(rank=4)", tmp_path / "plain").tuned.losses
+    assert one == pytest.approx(four, rel=1e-4)
+    assert four[0] == plain[0], "a penalty is no part of the loss that is told"
+    assert plain[-1] < four[-1] < held[-1], "what is held learns less"
+
+
 STOPPED = (
     "lora(rank=4)",
     "allora(rank=4)",

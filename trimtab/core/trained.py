@@ -72,6 +72,9 @@ class Training(Protocol):
     def losses(self, step: int) -> Iterator[Tensor]:
         """Parts that add up to the loss of the rows that a step reads, nats per learned token, for the parameters of now."""
 
+    def general(self, windows: int) -> Iterator[Tensor]:
+        """The losses of windows of general text, one by one, which is not what is learned."""
+
 
 class Hook:
     """What a method does around the steps of training, which are counted from 0. Nothing, unless it says otherwise."""

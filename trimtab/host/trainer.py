@@ -44,6 +44,7 @@ ANSWER = "is_quantized"  # the attribute by which the Trainer asks
 CHECKPOINTS = 10  # in a whole training
 Batch = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
+Windows = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Pace:
     every: int | None = None
     patience: int = 0
     recompute: bool = False
+
+
+def no_text(windows: int) -> Tensor:
+    """Raises `UsageError`: what stands in where nobody says what general text is."""
+    raise UsageError("the method looks at general text, and there is none; name some with --general")
 
 
 def answers(model: nn.Module, given: Batch, count: Tensor) -> Tensor:
@@ -79,14 +85,15 @@ def tune(
     pace: Pace = Pace(),
     hooks: Sequence[Hook] = (),
     objective: Objective = answers,
+    general: Windows = no_text,
     identity: Mapping[str, Any] | None = None,
     watch: Watcher = unwatched,
 ) -> Tuned:
     """Trains the parameters `trained`, by name, in place; goes on from the checkpoint folder `place`, which stays.
 
-    course.length is that of the longest row. identity: what else the result depends on; a checkpoint with another one is
-    refused. Raises `DataError` for too few rows, `UsageError` for somebody else's checkpoint, `ModelError` for a damaged one
-    and `TrimtabError` where the loss is not finite.
+    course.length is that of the longest row. general: makes [n, length] tokens of other text, for hooks that ask. identity: what
+    else the result depends on; a checkpoint with another one is refused. Raises `DataError` for too few rows, `UsageError` for
+    somebody else's checkpoint, `ModelError` for a damaged one and `TrimtabError` where the loss is not finite.
     """
     _check(rows, course, pace)
     optimizer = AdamW(trained.values(), lr=course.learning_rate, weight_decay=course.decay)
@@ -97,7 +104,7 @@ def tune(
     kept = {f"{number}.{name}": value for number, hook in enumerate(hooks) for name, value in hook.tensors().items()}
     keeper = Keeper(place, trained, optimizer, whose, kept)
     so_far = keeper.resumed()
-    walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, keeper, so_far, watch)
+    walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, general, keeper, so_far, watch)
     _begun(walk)
     if not walk.is_over:
         _walked(walk)
@@ -165,6 +172,7 @@ class _Walk:
     pace: Pace
     hooks: Sequence[Hook]
     objective: Objective
+    text: Windows
     keeper: "Keeper"
     so_far: Tuned
     watch: Watcher
@@ -196,6 +204,11 @@ class _Walk:
             given = batch(rows[start : start + size], self.padding)
             yield self.objective(self.model, {name: value.to(device) for name, value in given.items()}, learned)
 
+    def general(self, windows: int) -> Iterator[Tensor]:
+        for ids in self.text(windows).to(self.model.device):
+            given = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None]), "labels": ids[None]}
+            yield answers(self.model, given, torch.tensor(len(ids) - 1, device=ids.device))
+
     def penalty(self) -> Tensor | float:
         """The share of one pass; those of a step add up to what the hooks ask for."""
         asked = (hook.penalty() for hook in self.hooks)
@@ -212,7 +225,7 @@ class _Walk:
     def add(self, loss: Tensor, penalty: Tensor | float) -> None:
         """A part of the step's loss. Raises `TrimtabError` before anything is learned from one that is not finite."""
         value = float(loss.detach())
-        if not math.isfinite(value + float(penalty)):
+        if not math.isfinite(value + float(torch.as_tensor(penalty).detach())):
             kept = self.keeper.steps
             raise TrimtabError(
                 f"the loss of step {len(self.so_far.losses) + 1} is not finite; "
