@@ -15,10 +15,11 @@ from trimtab.core.errors import DataError, ModelError, UsageError
 from trimtab.core.expression import steps as read_expression
 from trimtab.core.kinds import Method
 from trimtab.core.progress import Progress, Watcher, unwatched
-from trimtab.core.recipe import Where
+from trimtab.core.recipe import Calibration, Where
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import AdapterMethod, Delta, Hook, ScheduleMethod, TrainedMethod
 from trimtab.data.examples import Examples, examples, held_out
+from trimtab.data.windows import calibration_windows
 from trimtab.engine import adapting
 from trimtab.formats import is_plain
 from trimtab.host import adapters, checkpoint
@@ -51,7 +52,11 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is to be learned and how. steps: None means `epochs` passes over the rows. validation: another source, or a share."""
+    """What is to be learned and how.
+
+    steps: None means `epochs` passes over the rows. validation: another source, or a share. general: text that is not learned,
+    for methods that look at some.
+    """
 
     data: str
     length: int = 256
@@ -61,6 +66,7 @@ class Lesson:
     learning_rate: float = 2e-4
     decay: float = 0.0
     validation: str | float = 0.05
+    general: str = Calibration().text
     seed: int = 0
 
     def course(self, rows: int) -> Course:
@@ -108,7 +114,13 @@ def adapt(
     base = adapters.Base(_called(model), fingerprint(folder))
     place = target.with_name(f"{target.name}.training")
     trained, deltas, hooks = prepared(anatomy, method, Where(only, skip), Seeds(asked.seed))
-    identity = {"model": base.fingerprint, "method": method.card.id, **method.knobs(), "layers": list(deltas)}
+    identity = {
+        "model": base.fingerprint,
+        "general": asked.general,
+        "method": method.card.id,
+        **method.knobs(),
+        "layers": list(deltas),
+    }
     done = tune(
         opened,
         trained,
@@ -118,10 +130,13 @@ def adapt(
         validation=validation.rows,
         pace=pace,
         hooks=hooks,
+        general=lambda count: calibration_windows(asked.general, tokenizer, count * course.length, course.length, asked.seed),
         identity=identity,
         watch=watch,
     )
-    count = sum(parameter.numel() for parameter in trained.values())
+    # A hook may have put one parameter in the place of several.
+    left = set(map(id, opened.parameters()))
+    count = sum(parameter.numel() for parameter in trained.values() if id(parameter) in left)
     if is_first():
         watch(Progress("save", 0, 1, str(out)))
         if isinstance(method, AdapterMethod):
@@ -190,7 +205,8 @@ def prepared(
     """(the parameters that are trained, deltas by path, hooks)"""
     if isinstance(method, AdapterMethod):
         deltas = adapting.attach(anatomy, method, where, seeds)
-        hook = method.hook(deltas)
+        sites = {site.path: site for site in anatomy.sites if site.index is None}
+        hook = method.hook({sites[path]: delta for path, delta in deltas.items()})
         return _wanting(anatomy.model), deltas, [hook] if hook else []
     assert isinstance(method, ScheduleMethod)
     if where != Where():

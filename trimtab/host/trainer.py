@@ -44,6 +44,7 @@ ANSWER = "is_quantized"  # the attribute by which the Trainer asks
 CHECKPOINTS = 10  # in a whole training
 Batch = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
+Windows = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Pace:
     every: int | None = None
     patience: int = 0
     recompute: bool = False
+
+
+def no_text(windows: int) -> Tensor:
+    """Raises `UsageError`: what stands in where nobody says what general text is."""
+    raise UsageError("the method looks at general text, and there is none; name some with --general")
 
 
 def answers(model: nn.Module, given: Batch, count: Tensor) -> Tensor:
@@ -79,15 +85,16 @@ def tune(
     hooks: Sequence[Hook] = (),
     objective: Objective = answers,
     rates: Mapping[str, float] | None = None,
+    general: Windows = no_text,
     identity: Mapping[str, Any] | None = None,
     watch: Watcher = unwatched,
 ) -> Tuned:
     """Trains the parameters `trained`, by name, in place; goes on from the checkpoint folder `place`, which stays.
 
     Among them may be state that wants no gradient. course.length is that of the longest row. rates: the highest learning rate
-    of parameters, by name, where it is not the course's. identity: what else the result depends on; a checkpoint with another
-    one is refused. Raises `DataError` for too few rows, `UsageError` for somebody else's checkpoint, `ModelError` for a damaged
-    one and `TrimtabError` where the loss is not finite.
+    of parameters, by name, where it is not the course's. general: makes [n, length] tokens of other text, for hooks that ask.
+    identity: what else the result depends on; a checkpoint with another one is refused. Raises `DataError` for too few rows,
+    `UsageError` for somebody else's checkpoint, `ModelError` for a damaged one and `TrimtabError` where the loss is not finite.
     """
     _check(rows, course, pace)
     others = rates or {}
@@ -98,9 +105,11 @@ def tune(
         **(identity or {}),
         **{"batch": course.batch, "seed": course.seed, "rows": _digest(rows), "validation rows": _digest(validation)},
     }
-    keeper = Keeper(place, trained, optimizer, whose)
+    kept = {f"{number}.{name}": value for number, hook in enumerate(hooks) for name, value in hook.tensors().items()}
+    keeper = Keeper(place, trained, optimizer, whose, kept)
     so_far = keeper.resumed()
-    walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, keeper, so_far, watch)
+    walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, general, keeper, so_far, watch)
+    _begun(walk)
     if not walk.is_over:
         _walked(walk)
     keeper.restore_best(so_far)
@@ -167,6 +176,7 @@ class _Walk:
     pace: Pace
     hooks: Sequence[Hook]
     objective: Objective
+    text: Windows
     keeper: "Keeper"
     so_far: Tuned
     watch: Watcher
@@ -179,6 +189,36 @@ class _Walk:
         return found if isinstance(found, int) else 0
 
     @property
+    def steps(self) -> int:
+        return self.course.steps
+
+    @property
+    def learning_rate(self) -> float:
+        return self.course.learning_rate
+
+    @property
+    def seeds(self) -> Seeds:
+        return Seeds(self.course.seed)
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """As `core.trained.Training` says, a part for every forward pass of the step."""
+        rows, size, device = rows_at(self.rows, self.course, step), self.pace.at_once, self.model.device
+        learned = torch.tensor(_learned(rows), device=device)
+        for start in range(0, len(rows), size):
+            given = batch(rows[start : start + size], self.padding)
+            yield self.objective(self.model, {name: value.to(device) for name, value in given.items()}, learned)
+
+    def general(self, windows: int) -> Iterator[Tensor]:
+        for ids in self.text(windows).to(self.model.device):
+            given = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None]), "labels": ids[None]}
+            yield answers(self.model, given, torch.tensor(len(ids) - 1, device=ids.device))
+
+    def penalty(self) -> Tensor | float:
+        """The share of one pass; those of a step add up to what the hooks ask for."""
+        asked = (hook.penalty() for hook in self.hooks)
+        return sum(penalty for penalty in asked if penalty is not None) * self.pace.at_once / self.course.batch
+
+    @property
     def every(self) -> int:
         return self.pace.every or max(1, self.course.steps // CHECKPOINTS)
 
@@ -186,10 +226,10 @@ class _Walk:
     def is_over(self) -> bool:
         return self.so_far.stopped or len(self.so_far.losses) >= self.course.steps
 
-    def add(self, loss: Tensor) -> None:
+    def add(self, loss: Tensor, penalty: Tensor | float) -> None:
         """A part of the step's loss. Raises `TrimtabError` before anything is learned from one that is not finite."""
         value = float(loss.detach())
-        if not math.isfinite(value):
+        if not math.isfinite(value + float(torch.as_tensor(penalty).detach())):
             kept = self.keeper.steps
             raise TrimtabError(
                 f"the loss of step {len(self.so_far.losses) + 1} is not finite; "
@@ -259,9 +299,10 @@ class _Loop(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         loss = self.walk.objective(model, inputs, inputs["learned"])
-        self.walk.add(loss)
+        penalty = self.walk.penalty()
+        self.walk.add(loss, penalty)
         # Other processes hold the rest of the step, and gradients are averaged over processes.
-        return loss * self.accelerator.num_processes
+        return (loss + penalty) * self.accelerator.num_processes
 
 
 class _Around(TrainerCallback):
@@ -288,6 +329,15 @@ class _Around(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.walk.taken()
         control.should_training_stop = self.walk.is_over
+
+
+def _begun(walk: _Walk) -> None:
+    """Hooks begin where nothing is left to do, too: what they made of the model the first time they make again."""
+    with own_randomness(), nothing_kept_unpacked():
+        torch.set_rng_state(walk.seeds.at("begin").get_state())
+        walk.model.train()
+        for hook in walk.hooks:
+            hook.begin(walk)
 
 
 def _walked(walk: _Walk) -> None:
