@@ -92,7 +92,7 @@ def tune(
     optimizer = AdamW(trained.values(), lr=course.learning_rate, weight_decay=course.decay)
     whose = {
         **(identity or {}),
-        **{"batch": course.batch, "seed": course.seed, "rows": _digest(rows), "validation rows": _digest(validation)},
+        **{"batch": course.batch, "seed": course.seed, "rows": digest_of(rows), "validation rows": digest_of(validation)},
     }
     keeper = Keeper(place, trained, optimizer, whose)
     so_far = keeper.resumed()
@@ -140,7 +140,8 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def digest_of(rows: Sequence[Row]) -> str:
+    """SHA-256, in hex, of what the rows show and teach."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row.labels.numpy().tobytes() + row.ids.numpy().tobytes())
@@ -291,7 +292,7 @@ def _walked(walk: _Walk) -> None:
     walk.begin, begun = len(walk.so_far.losses), perf_counter() - walk.so_far.seconds
     course = walk.course
     schedule = LambdaLR(walk.optimizer, lambda step: course.rate(walk.begin + step) / course.learning_rate)
-    with own_randomness(), _unquantized(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
+    with own_randomness(), _lent(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
         loop = _Loop(walk, _arguments(walk, scratch), schedule)
         walk.keeper.writes = is_first()
         walk.keeper.clock = lambda: perf_counter() - begun
@@ -326,14 +327,16 @@ def _arguments(walk: _Walk, scratch: str) -> TrainingArguments:
 
 
 @contextmanager
-def _unquantized(model: PreTrainedModel) -> Iterator[None]:
-    """The Trainer refuses models with packed matrices and does not see what stands beside them; here they are frozen."""
-    before = getattr(model, ANSWER, False)
+def _lent(model: PreTrainedModel) -> Iterator[None]:
+    """The Trainer refuses models with packed matrices and does not see what stands beside them; here they are frozen. And it
+    writes into the config that nothing is to be cached in generation, which is for the time of training only."""
+    before, cached = getattr(model, ANSWER, False), getattr(model.config, "use_cache", True)
     setattr(model, ANSWER, False)
     try:
         yield
     finally:
         setattr(model, ANSWER, before)
+        model.config.use_cache = cached
 
 
 @contextmanager
