@@ -12,14 +12,16 @@ ANSWER = "is_quantized"  # the attribute by which the Trainer asks
 
 
 @contextmanager
-def unquantized(model: PreTrainedModel) -> Iterator[None]:
-    """The Trainer refuses models with packed matrices and does not see what stands beside them; here they are frozen."""
-    before = getattr(model, ANSWER, False)
+def lent(model: PreTrainedModel) -> Iterator[None]:
+    """The Trainer refuses models with packed matrices and does not see what stands beside them; here they are frozen. And it
+    writes into the config that nothing is to be cached in generation, which is for the time of training only."""
+    before, cached = getattr(model, ANSWER, False), getattr(model.config, "use_cache", True)
     setattr(model, ANSWER, False)
     try:
         yield
     finally:
         setattr(model, ANSWER, before)
+        model.config.use_cache = cached
 
 
 @contextmanager

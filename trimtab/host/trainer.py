@@ -34,7 +34,7 @@ from trimtab.core.trained import Hook
 from trimtab.data.examples import IGNORED, Row, batch
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.host.pretrain import CLIP, RECENT, Course
-from trimtab.host.traceless import own_randomness, unquantized
+from trimtab.host.traceless import lent, own_randomness
 from trimtab.host.tuned import Keeper, Tuned
 from trimtab.tensors.losses import next_token
 
@@ -100,7 +100,7 @@ def tune(
     optimizer = AdamW(groups, lr=course.learning_rate, weight_decay=course.decay)
     whose = {
         **(identity or {}),
-        **{"batch": course.batch, "seed": course.seed, "rows": _digest(rows), "validation rows": _digest(validation)},
+        **{"batch": course.batch, "seed": course.seed, "rows": digest_of(rows), "validation rows": digest_of(validation)},
     }
     kept = {f"{number}.{name}": value for number, hook in enumerate(hooks) for name, value in hook.tensors().items()}
     keeper = Keeper(place, trained, optimizer, whose, kept)
@@ -150,7 +150,8 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def digest_of(rows: Sequence[Row]) -> str:
+    """SHA-256, in hex, of what the rows show and teach."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row.labels.numpy().tobytes() + row.ids.numpy().tobytes())
@@ -342,7 +343,7 @@ def _walked(walk: _Walk) -> None:
     walk.begin, begun = len(walk.so_far.losses), perf_counter() - walk.so_far.seconds
     course = walk.course
     schedule = LambdaLR(walk.optimizer, lambda step: course.rate(walk.begin + step) / course.learning_rate)
-    with own_randomness(), unquantized(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
+    with own_randomness(), lent(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
         loop = _Loop(walk, _arguments(walk, scratch), schedule)
         walk.keeper.writes = is_first()
         walk.keeper.clock = lambda: perf_counter() - begun
