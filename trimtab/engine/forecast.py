@@ -1,7 +1,7 @@
 """What a recipe will take, in bytes of memory and in seconds, before any weight moves.
 
 Memory is counted: what a phase holds at once follows from shapes alone. Time is not: how long a method ponders over a matrix is
-known to nobody but the method, so one block is gone through with one batch of arbitrary tokens, each step is asked for the
+known to nobody but the method, so one block is gone through with a batch or a few of arbitrary tokens, each step is asked for the
 matrices of that block, and what that took is multiplied. Nothing of it is put into the model.
 """
 
@@ -19,6 +19,7 @@ from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Method, 
 from trimtab.core.places import Fold, Role, Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.seeds import Seeds
+from trimtab.core.taught import TaughtMethod, Teacher
 from trimtab.engine.judge import KEPT
 from trimtab.engine.memory import kept_heap
 from trimtab.engine.observing import is_statistic
@@ -31,6 +32,7 @@ from trimtab.tensors.products import fast_products
 T = TypeVar("T")
 FIRST_USE = 50_000_000  # bytes that libraries of linear algebra and of text take when they are first used
 LEARNT = 12  # copies of a matrix, of its kind: itself, its parameters with gradients and moments, the steps to its rounded form
+FEW, LITTLE = 4, 2e10  # batches that are gone through, if one takes no more multiplications than that: calls cost, too
 ENOUGH, MOST = 0.2, 6  # what is quicker than so many seconds is done so many times; the first time is for first uses
 RETAINED = 2  # what a batch makes in a block is there twice, once kept for the way back
 
@@ -76,6 +78,9 @@ def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Ex
         if isinstance(step.method, BlockMethod):
             found.append(Expected(str(step), FIRST_USE + max(held, _learning(anatomy, step.method, shown, offloaded))))
             continue
+        if isinstance(step.method, TaughtMethod):
+            found.append(Expected(str(step), FIRST_USE + held + _teaching(anatomy, step.method, shown)))
+            continue
         if not data:
             block = max(sum(p.nbytes for p in b.parameters()) for b in anatomy.blocks) if offloaded else 0
             found.append(Expected(str(step), held + block + _work(anatomy, step)))
@@ -99,6 +104,17 @@ def _learning(anatomy: Anatomy, method: BlockMethod, shown: Shown, offloaded: bo
         for window in method.windows(depth)
     )
     return window + 2 * tokens * _width(anatomy) * 4
+
+
+def _teaching(anatomy: Anatomy, method: TaughtMethod, shown: Shown) -> int:
+    """The model in float32, its teacher, what is trained with gradients and moments, and what one window makes on its way."""
+    plain = sum(4 * p.numel() for p in anatomy.model.parameters() if p.dtype != torch.float32)
+    teacher = sum(t.nbytes for t in tensors(anatomy.model)) if Teacher in method.needs else 0
+    one = replace(shown, batch=1)
+    passing = sum(RETAINED * _block(anatomy, block, one, 0) for block in range(len(anatomy.blocks)))
+    stored = sum(p.nbytes for p in anatomy.blocks.parameters())
+    answers = 4 * 4 * shown.length * anatomy.sites[0].shape[0]
+    return plain + teacher + 4 * 4 * method.trained(anatomy) + passing - RETAINED * stored + answers
 
 
 def _judging(anatomy: Anatomy, method: Method, held: int) -> int:
@@ -153,15 +169,18 @@ def seconds(anatomy: Anatomy, recipe: Recipe) -> list[float | None]:
 
 
 class _Rehearsal:
-    """One block and one batch, gone through as a run would."""
+    """One block and one batch, or a few where that is quick, gone through as a run would."""
 
     def __init__(self, anatomy: Anatomy, shown: Shown, seeds: Seeds):
         self.anatomy, self.shown, self.seeds = anatomy, shown, seeds
-        count = anatomy.sites[0].shape[0]
-        ids = torch.randint(0, count, (shown.batch, shown.length), generator=seeds.at("forecast"))
-        self.ids = ids.to(next(anatomy.model.parameters()).device)
-        self.record, self.stream = _timed(lambda: Stream(anatomy, [self.ids], compute=shown.compute))
         self.block = len(anatomy.blocks) // 2
+        products = shown.batch * shown.length * sum(p.numel() for p in anatomy.blocks[self.block].parameters())
+        batches = min(shown.batches, FEW if products < LITTLE else 1)
+        count, device = anatomy.sites[0].shape[0], next(anatomy.model.parameters()).device
+        ids = torch.randint(0, count, (batches, shown.batch, shown.length), generator=seeds.at("forecast"))
+        self.ids = list(ids.to(device))
+        record, self.stream = _timed(lambda: Stream(anatomy, self.ids, compute=shown.compute))
+        self.record = record / batches
 
     def linear(self, steps: Sequence[Step]) -> list[float | None]:
         """Seconds of each of the steps that share a pass."""
@@ -180,7 +199,7 @@ class _Rehearsal:
         return found
 
     def passes(self, steps: Sequence[Step], data: Sequence[type]) -> tuple[float, dict[Site, Stats]]:
-        """Seconds that one batch takes through one block, there and, if it was changed, back again; and what was seen."""
+        """Seconds that a batch takes through one block, there and, if it was changed, back again; and what was seen."""
         needs = {s: tuple(dict.fromkeys(data)) for s in self.anatomy.block_sites(self.block) if s.role != "router"}
         pairs = any(getattr(n, "on", "") == "pair" for n in data)
         carry = steps[0].method.carry  # type: ignore[attr-defined]
@@ -195,10 +214,11 @@ class _Rehearsal:
             return seen.sites
 
         def prepared() -> Callable[[], Any]:
-            beside = Stream(self.anatomy, [self.ids], compute=self.shown.compute) if pairs else None
+            beside = Stream(self.anatomy, self.ids, compute=self.shown.compute) if pairs else None
             return lambda: through(beside)
 
-        return _usual(prepared)
+        took, seen = _usual(prepared)
+        return took / len(self.ids), seen
 
     def looking(self, method: Method) -> float:
         """Seconds of showing the whole model to everything, for a method that decides about all of it at once."""
@@ -210,7 +230,7 @@ class _Rehearsal:
         return self.shown.batches * (took * len(self.anatomy.blocks) + self.record)
 
     def shows(self, wanted: Mapping[Site, Any], of_block: tuple[Any, ...] = ()) -> tuple[float, Any]:
-        """Seconds of showing one batch to a block, and what was seen; the stream stays before it."""
+        """Seconds of showing a batch to a block, and what was seen of all; the stream stays before it."""
         entering = list(self.stream.hidden)
 
         def show() -> Any:
@@ -218,7 +238,8 @@ class _Rehearsal:
             self.stream.hidden[:] = entering
             return seen
 
-        return _usual(lambda: show)
+        took, seen = _usual(lambda: show)
+        return took / len(self.ids), seen
 
     def solving(self, step: Step, weights: dict[Site, LinearWeight], stats: dict[Site, Stats]) -> float | None:
         """Seconds for all matrices of the step; what it makes of the block's goes to the next step. None: it could not."""
@@ -231,8 +252,13 @@ class _Rehearsal:
         try:
             for site in here:
                 known = shared.setdefault(tuple(map(id, stats.get(site, {}).values())) or site.name, {})
-                spent, weights[site] = self.solved(method, site, weights[site], stats.get(site, {}), known)
-                took += spent + _usual(lambda site=site: weights[site].dense)[0]
+                before, given = dict(known), stats.get(site, {})
+                spent, solved = self.solved(method, site, weights[site], given, known)
+                if site is here[0] and spent < ENOUGH:  # whatever is done once was done then
+                    known.clear()
+                    known.update(before)
+                    spent, solved = self.solved(method, site, weights[site], given, known)
+                took, weights[site] = took + spent, solved
         except ArithmeticError:
             return None
         size = sum(s.shape[0] * s.shape[1] for s in here)
@@ -242,19 +268,18 @@ class _Rehearsal:
         self, method: LinearMethod, site: Site, weight: LinearWeight, stats: Stats, known: dict[Any, Any]
     ) -> tuple[float, LinearWeight]:
         """Seconds for one matrix, and what became of it. known: what matrices with the same input share, added to."""
-        given, before = {**stats, Original: weight.dense()}, dict(known)
+        seen = Seen({**stats, Original: weight.dense()}, self.seeds.at("forecast", site.name), known)
 
-        def again() -> Callable[[], LinearWeight]:
-            known.clear()
-            known.update(before)
-            seen = Seen(given, self.seeds.at("forecast", site.name), known)
-            return lambda: method.solve(weight, seen, site)
+        def work() -> LinearWeight:
+            found = method.solve(weight, seen, site)
+            torch.isfinite(found.dense()).all()
+            return found
 
-        return _usual(again)
+        return _timed(work)
 
     def alone(self, step: Step) -> float | None:
         """Seconds of a step that shares no pass with others; None for what learns, which arbitrary tokens do not tell."""
-        if isinstance(step.method, BlockMethod):
+        if isinstance(step.method, BlockMethod | TaughtMethod):
             return None
         return self.scaling(step) if isinstance(step.method, ScaleMethod) else self.other(step)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from trimtab.core.errors import ModelError, UsageError
@@ -45,7 +45,7 @@ class Tuned:
 class Keeper:
     """Writes and reads the checkpoints of one training. identity: JSON of what the result depends on."""
 
-    def __init__(self, place: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, identity: Mapping[str, Any]):
+    def __init__(self, place: Path, trained: Mapping[str, Tensor], optimizer: Optimizer, identity: Mapping[str, Any]):
         self.place, self.trained, self.optimizer = place, trained, optimizer
         self.identity = json.loads(json.dumps(identity, default=str))
         self.steps = 0  # taken when the latest checkpoint was written

@@ -31,7 +31,10 @@ from trimtab.methods.channels.llm_pruner import LLMPruner as LLMPruner
 from trimtab.methods.channels.magnitude_sp import MagnitudeSP as MagnitudeSP
 from trimtab.methods.channels.wanda_sp import WandaSP as WandaSP
 from trimtab.methods.factorize.asvd import Asvd as Asvd
+from trimtab.methods.factorize.butterfly import ButterflySum as ButterflySum
+from trimtab.methods.factorize.compactifai import CompactifAI as CompactifAI
 from trimtab.methods.factorize.eora import Eora as Eora
+from trimtab.methods.factorize.lord import Lord as Lord
 from trimtab.methods.factorize.lqer import Lqer as Lqer
 from trimtab.methods.factorize.saes_svd import SaesSvd as SaesSvd
 from trimtab.methods.factorize.svd import Svd as Svd
@@ -76,3 +79,5 @@ from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
 from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT
+from trimtab.methods.tune.distill import Distill as Distill
+from trimtab.methods.tune.recover import Recover as Recover
