@@ -10,6 +10,7 @@ from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelM
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
+from trimtab.core.scratch import ScratchMethod
 from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import TrainedMethod
 from trimtab.engine.by_factor import factors
@@ -90,7 +91,9 @@ def _untrained(recipe: Recipe) -> None:
     for step in recipe.steps:
         if isinstance(step.method, TrainedMethod):
             id = step.method.card.id
-            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab adapt MODEL DATA --method {id} -o OUT")
+            scratch = isinstance(step.method, ScratchMethod)
+            how = f"grow own-2m --method {id} -o OUT" if scratch else f"adapt MODEL DATA --method {id} -o OUT"
+            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab {how}")
 
 
 def _enough_text(method: TaughtMethod, recipe: Recipe) -> None:

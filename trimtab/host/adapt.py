@@ -17,6 +17,7 @@ from trimtab.core.expression import steps as read_expression
 from trimtab.core.kinds import Method
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Where
+from trimtab.core.scratch import ScratchMethod
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import AdapterMethod, Delta, Hook, ScheduleMethod, TrainedMethod
 from trimtab.data.examples import Examples, examples, held_out
@@ -247,6 +248,9 @@ def as_trained(method: TrainedMethod | Method | str) -> TrainedMethod:
         if by is not None or more:
             raise UsageError(f"{method!r:.200} is not one method; write e.g. lora(rank=16)")
         method = found
+    if isinstance(method, ScratchMethod):
+        id = method.card.id
+        raise UsageError(f"{id} is for models without a history; write trimtab grow own-2m --method {id} -o OUT")
     if not isinstance(method, AdapterMethod | ScheduleMethod):
         raise UsageError(f"{method.card.id} is not trained on data; write trimtab compress MODEL --method {method.card.id}")
     return method
