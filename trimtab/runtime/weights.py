@@ -120,6 +120,14 @@ def parts_of(weight: Weight) -> list[Weight]:
     return [Weight(weight.path, spec, _under(f"{i}_", weight.tensors)) for i, spec in enumerate(specs)]
 
 
+def product(left: Weight, right: Weight) -> Weight:
+    """left @ right, as a chain of the two."""
+    parts = [left, right]
+    tensors = {f"{i}_{name}": t for i, part in enumerate(parts) for name, t in part.tensors.items()}
+    spec = {"kind": "chain", "shape": [left.shape[0], right.shape[1]], "parts": [part.spec for part in parts]}
+    return Weight(left.path, spec, tensors)
+
+
 def unpacked(weight: Weight) -> Weight:
     """The plain matrix that a format without a kernel stands for, in float32 unless the values have a narrower type."""
     if weight.kind not in _UNPACK:
