@@ -10,6 +10,8 @@ from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelM
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
+from trimtab.core.scratch import ScratchMethod
+from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import TrainedMethod
 from trimtab.engine.by_factor import factors, rounds_factors
 from trimtab.engine.storage import Files
@@ -77,6 +79,11 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
             if given := getattr(step.method, "gives", ()):
                 held = {site: (*kinds, *given) if site.block is not None else kinds for site, kinds in held.items()}
                 came = {}
+        elif isinstance(step.method, TaughtMethod):
+            _enough_text(step.method, recipe)
+            if not step.method.packed:
+                _dense_only(step, anatomy, held)
+            files.rewrite(False, step.method.preserves)
         steps.append(
             PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe))
         )
@@ -87,7 +94,19 @@ def _untrained(recipe: Recipe) -> None:
     for step in recipe.steps:
         if isinstance(step.method, TrainedMethod):
             id = step.method.card.id
-            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab adapt MODEL DATA --method {id} -o OUT")
+            scratch = isinstance(step.method, ScratchMethod)
+            how = f"grow own-2m --method {id} -o OUT" if scratch else f"adapt MODEL DATA --method {id} -o OUT"
+            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab {how}")
+
+
+def _enough_text(method: TaughtMethod, recipe: Recipe) -> None:
+    given = recipe.calibration
+    windows = -(-given.tokens // given.length)
+    if windows < method.batch:
+        raise RecipeError(
+            f"{method.card.id} takes {method.batch} windows a step, the calibration text makes {windows}; "
+            f"show at least {method.batch * given.length} tokens (--tokens), or use a smaller batch"
+        )
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:

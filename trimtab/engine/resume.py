@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -55,6 +56,8 @@ class Keeper(Protocol):
 
     def forget(self, prefix: str) -> None: ...  # the parts whose names begin so
 
+    def place(self, name: str) -> Path | None: ...  # a folder for the state of a training; None: nothing is kept
+
     def whole(self, model: nn.Module) -> None: ...  # keep the model as it is; parts of it are forgotten by the caller
 
     def commit(self, record: Mapping[str, Any]) -> None: ...
@@ -79,6 +82,9 @@ class Unkept:
 
     def forget(self, prefix: str) -> None:
         """Nothing."""
+
+    def place(self, name: str) -> Path | None:
+        return None
 
     def whole(self, model: nn.Module) -> None:
         """Nothing."""
@@ -182,6 +188,13 @@ def block_done(
     _keep_changed(bench, anatomy)
     _commit(bench, [] if last else streams)
     return True
+
+
+def pause(bench: Bench) -> None:
+    """A step begins that keeps a state of its own while it lasts; what led there is kept first."""
+    if bench.place.changed:
+        _keep_changed(bench, Anatomy.of(bench.model))
+    _commit(bench, [])
 
 
 def phase_done(bench: Bench, number: int, linear: bool) -> None:

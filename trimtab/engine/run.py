@@ -9,25 +9,21 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import SetParam, SetWeight
-from trimtab.core.errors import CalibrationError, ModelError, UsageError
-from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Original, Seen, Statistic, Storage, Trials
+from trimtab.core.errors import CalibrationError, UsageError
+from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Statistic, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import kind
 from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
-from trimtab.core.shifts import Shifts
-from trimtab.engine import by_factor
-from trimtab.engine.apply import apply
+from trimtab.core.taught import School
 from trimtab.engine.channels import narrow
 from trimtab.engine.depot import Depot, Filed
 from trimtab.engine.folding import fold
@@ -35,17 +31,18 @@ from trimtab.engine.memory import kept_heap
 from trimtab.engine.observing import determined, is_statistic, observe
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.engine.passes import notes
-from trimtab.engine.plan import plan, resolve, takes
+from trimtab.engine.plan import plan, resolve
 from trimtab.engine.references import others
 from trimtab.engine.resume import UNKEPT, Begun, Keeper, Place, block_done, done_already, phase_done, strengths_chosen, take_up
 from trimtab.engine.rewriting import rewrite
 from trimtab.engine.search import Judging, trials
 from trimtab.engine.shelf import Shelf
+from trimtab.engine.solving import Shared, Work, solve
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
+from trimtab.engine.teaching import teach
 from trimtab.engine.tuning import tune
-from trimtab.formats import Chain, Masked
-from trimtab.stats import Gram
+from trimtab.formats import Masked
 from trimtab.tensors.products import fast_products
 
 
@@ -72,6 +69,8 @@ class Bench:
     place: Place = field(default_factory=Place)
     begun: Begun | None = None  # the phase that an earlier process was in, until it is taken up
     judging: Judging | None = None  # how candidates are judged where a method searches
+    school: School | None = None  # who trains where a method is taught
+    teacher: torch.nn.Module | None = None  # the model before the first step, where a method needs it
 
     def stored_bits(self, weight: LinearWeight) -> float:
         """Bits per weight as it will be written: sparse matrices are written with their zeros unless `packed`."""
@@ -109,6 +108,8 @@ def run(
     keeper: Keeper = UNKEPT,
     depot: Depot | None = None,
     judging: Judging | None = None,
+    school: School | None = None,
+    teacher: torch.nn.Module | None = None,
 ) -> Bench:
     """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
 
@@ -118,6 +119,7 @@ def run(
     the model is then to be the one it was given before, or the last one that the keeper was given as a whole.
     depot: where the model's blocks are, if they are not in memory; then all steps are linear ones, and none searches.
     judging: how methods that search judge candidates; by default on the batches, which a note then says.
+    school, teacher: who trains where a method is taught, and the untouched model where it learns from that.
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
@@ -128,7 +130,7 @@ def run(
             before = int(keeper.record["before"])
     compute, seeds = getattr(torch, recipe.calibration.compute), Seeds(recipe.seed)
     bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {}, keeper=keeper, depot=depot)
-    bench.judging = judging
+    bench.judging, bench.school, bench.teacher = judging, school, teacher
     training = model.training
     model.eval()
     try:
@@ -154,8 +156,6 @@ def _carry_out(bench: Bench) -> None:
 
 
 Numbered = tuple[int, Step]
-Work = dict[int, dict[Site, LinearMethod]]
-Shared = dict[tuple[int, Any], dict[Any, Any]]  # by step, and by what was seen: one input, one entry
 
 
 def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
@@ -225,7 +225,7 @@ def _block(
     shared: Shared = {}
     for site in sites:
         bench.watch(Progress("sweep", block or 0, len(anatomy.blocks), site.name))
-        _site(bench, anatomy, site, work, stats.get(site, {}), shared)
+        solve(bench, anatomy, site, work, stats.get(site, {}), shared)
 
 
 def _strengths(bench: Bench, anatomy: Anatomy, steps: list[Numbered]) -> Work:
@@ -311,78 +311,4 @@ def _refuse_outside(work: Work, sites: Sequence[Site]) -> None:
             )
 
 
-def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, shared: "Shared") -> None:
-    """Take one matrix through all steps of the phase and put the result into the model."""
-    weight = bench.weight(anatomy, site)
-    original = weight.dense()
-    if not bool(torch.isfinite(original).all()):
-        raise ModelError(f"{site.name} has values that are not finite numbers; fetch the model again")
-    shift: Tensor | None = None
-    for number, chosen in work.items():
-        if site not in chosen:
-            continue
-        method, before, begun = chosen[site], weight, perf_counter()
-        common = shared.setdefault((number, tuple(map(id, stats.values())) or site.name), {})
-        seen = Seen({**stats, Original: original}, bench.seeds.at(number, site.name), common)
-        with bench.profile("solve"):
-            weight = _solved(method, weight, seen, site)
-        shift = _shifted(method, before, weight, seen, site, shift)
-        bench.drew |= seen.drew
-        bench.receipts.append(
-            Receipt(
-                number,
-                str(method),
-                site.name,
-                weight.kind,
-                original.numel(),
-                bench.stored_bits(before),
-                bench.stored_bits(weight),
-                perf_counter() - begun,
-                _output_error(original, weight, stats.get(Gram)),
-                seen.notes,
-            )
-        )
-    with bench.profile("apply"):
-        apply(anatomy, [SetWeight(site, weight)], bench.packed)
-        if shift is not None:
-            present = anatomy.bias(site)
-            apply(anatomy, [SetParam(f"{site.path}.bias", shift if present is None else present.double() + shift)])
-    if isinstance(weight, Masked) and not bench.packed and max(work) < len(bench.recipe.steps):
-        bench.held[site.name] = weight
-    else:
-        bench.held.pop(site.name, None)
-
-
-def _shifted(
-    method: LinearMethod, before: LinearWeight, solved: LinearWeight, seen: Seen, site: Site, so_far: Tensor | None
-) -> Tensor | None:
-    """What the bias [out] gets in all, None: nothing. Experts have none of their own."""
-    more = method.shift(before, solved, seen) if isinstance(method, Shifts) and site.index is None else None
-    if more is None:
-        return so_far
-    seen.note("bias", "holds the mean of what was left out; `error` is of the matrix alone")
-    return more if so_far is None else so_far + more
-
-
-def _solved(method: LinearMethod, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight:
-    try:
-        split = isinstance(weight, Chain) and not takes(method, Chain)
-        solved = by_factor.solved(method, weight, seen, site) if split else method.solve(weight, seen, site)
-    except ArithmeticError as error:
-        cure = "; show more or other calibration text" if any(map(is_statistic, method.needs)) else ""
-        raise CalibrationError(f"{method.card.id} at {site.name}: {error}{cure}") from error
-    if not bool(torch.isfinite(solved.dense()).all()):
-        raise CalibrationError(f"{method.card.id} at {site.name}: the result is not finite")
-    return solved
-
-
-def _output_error(original: Tensor, weight: LinearWeight, gram: Tensor | None) -> float | None:
-    """||(W - W') X||^2 / ||W X||^2 over the calibration tokens."""
-    if gram is None:
-        return None
-    change = original - weight.dense()
-    whole = float(((original @ gram) * original).sum(dtype=torch.float64))
-    return float(((change @ gram) * change).sum(dtype=torch.float64)) / whole if whole > 0 else None
-
-
-_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": rewrite, "scale": fold}
+_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": rewrite, "scale": fold, "taught": teach}

@@ -32,12 +32,14 @@ from trimtab.host.provenance import versions
 from trimtab.host.source import history
 from trimtab.measure.code_digest import digest_of
 from trimtab.measure.kept import Kept
+from trimtab.measure.scratch_sides import is_from_scratch, measure_scratch_side
 from trimtab.measure.sides import Setting, Side, measure_side
 from trimtab.measure.tuned_sides import is_tuned, measure_tuned_side
 
 FORMAT = 1
 MEASURING = "trimtab.measure.sides"
 TRAINING = "trimtab.measure.tuned_sides"
+FROM_SCRATCH = "trimtab.measure.scratch_sides"
 SIDES = "sides"  # the phase in which whole sides are counted; what happens inside of one has phases of its own
 Expression = str | None  # None: the model as it came
 
@@ -86,7 +88,8 @@ def modules_of(recipes: Sequence[Recipe | None]) -> list[str]:
     """What measures these sides: the measuring itself and the methods in the recipes."""
     steps = [step for recipe in recipes if recipe is not None for step in recipe.steps]
     methods = {type(method).__module__ for step in steps for method in (step.method, step.by) if method is not None}
-    return [MEASURING, *([TRAINING] if any(map(is_tuned, recipes)) else []), *sorted(methods)]
+    trained = [TRAINING] if any(map(is_tuned, recipes)) else []
+    return [MEASURING, *trained, *([FROM_SCRATCH] if any(map(is_from_scratch, recipes)) else []), *sorted(methods)]
 
 
 class SideStore:
@@ -127,6 +130,8 @@ class SideStore:
         return side
 
     def _measured(self, recipe: Recipe | None, watch: Watcher) -> Side:
+        if recipe is not None and is_from_scratch(recipe):
+            return measure_scratch_side(self.ground.folder, recipe, self.setting, watch)
         if recipe is not None and is_tuned(recipe):
             return measure_tuned_side(self.ground.folder, recipe, self.setting, watch)
         return measure_side(self.ground.folder, recipe, self.setting, watch)

@@ -1,4 +1,4 @@
-"""Matrix product operators and butterflies as plain matrices, as `tensors.mpo` and `tensors.butterfly` define them, without torch."""
+"""Matrix product operators and butterflies as plain matrices, as `tensors.mpo` and `.butterfly` define them, without torch."""
 
 from math import prod
 from typing import TYPE_CHECKING, Any
