@@ -24,7 +24,7 @@ from trimtab.data.examples import Row
 from trimtab.data.windows import encoder, pack
 from trimtab.engine import scratch
 from trimtab.host import checkpoint, manifest
-from trimtab.host.homegrown import Named, school, untrained
+from trimtab.host.homegrown import Named, reading, untrained
 from trimtab.host.peak import peak_memory
 from trimtab.host.pretrain import Course
 from trimtab.host.publish import check_target
@@ -79,7 +79,7 @@ def grow_with(
     course = changed(wanted.grown.course, steps, learning_rate, seed)
     grown = replace(wanted.grown, course=course)
     watch(Progress("vocabulary", 0, 1))
-    tokenizer, texts = school(grown)
+    tokenizer, texts = reading(grown)
     place = target.with_name(f"{target.name}.training")
     model = untrained(grown)
     done = teach(model, made, text_rows(texts, tokenizer, course.length), course, place, watch)

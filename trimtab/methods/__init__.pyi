@@ -4,12 +4,16 @@ from trimtab.methods.adapt.adapter_parallel import AdapterParallel as AdapterPar
 from trimtab.methods.adapt.adapter_series import AdapterSeries as AdapterSeries
 from trimtab.methods.adapt.allora import Allora as Allora
 from trimtab.methods.adapt.bone import Bone as Bone
+from trimtab.methods.adapt.diffora import Diffora as Diffora
 from trimtab.methods.adapt.dora import Dora as Dora
+from trimtab.methods.adapt.ewc_lora import EwcLora as EwcLora
+from trimtab.methods.adapt.ist import Ist as Ist
 from trimtab.methods.adapt.lisa import Lisa as Lisa
 from trimtab.methods.adapt.lora import Lora as Lora
 from trimtab.methods.adapt.pissa import Pissa as Pissa
 from trimtab.methods.adapt.rslora import Rslora as Rslora
 from trimtab.methods.adapt.s2ft import S2ft as S2ft
+from trimtab.methods.adapt.spiel import Spiel as Spiel
 from trimtab.methods.allocate.cosine import Cosine as Cosine
 from trimtab.methods.allocate.d_rank import DRank as DRank
 from trimtab.methods.allocate.evopress import EvoPress as EvoPress
