@@ -83,5 +83,13 @@ from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
 from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT
+from trimtab.methods.scratch.galore import GaLore as GaLore
+from trimtab.methods.scratch.learned_butterfly import LearnedButterfly as LearnedButterfly
+from trimtab.methods.scratch.low_rank import LowRank as LowRank
+from trimtab.methods.scratch.phm import Phm as Phm
+from trimtab.methods.scratch.relora import ReLoRA as ReLoRA
+from trimtab.methods.scratch.sltrain import SLTrain as SLTrain
+from trimtab.methods.scratch.sst import Sst as Sst
+from trimtab.methods.scratch.structured_ffn import StructuredFFN as StructuredFFN
 from trimtab.methods.tune.distill import Distill as Distill
 from trimtab.methods.tune.recover import Recover as Recover
