@@ -35,6 +35,7 @@ from trimtab.core.kinds import (
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import get, ids, kind, room
+from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import AdapterMethod, ScheduleMethod, TrainedMethod
 from trimtab.measure.claims_page import COMPARED, RESULTS, compared, numbers, quoted, status, table
 from trimtab.measure.ledger import latest, read
@@ -168,7 +169,8 @@ def _facts(made: Method) -> Iterator[str]:
     if isinstance(made, ScheduleMethod):
         yield "Trains a model's own parameters, some at a time; its matrices have to be plain"
         return
-    yield f"Looks at {', '.join(f'`{need.__name__}`' for need in made.needs) or 'no data'}"
+    text = "the calibration text" if isinstance(made, TaughtMethod) else "no data"
+    yield f"Looks at {', '.join(f'`{need.__name__}`' for need in made.needs) or text}"
 
 
 def _formats(kinds: Sequence[type[LinearWeight]]) -> str:

@@ -62,8 +62,12 @@ def _names(weight: LinearWeight) -> dict[str, Any]:
     """What the formulas of the page may speak of."""
     spec, (out, inputs) = weight.spec(), weight.shape
     group_size = spec.get("group_size")
+    padded = max(8, 1 << (inputs - 1).bit_length())
     return {
         **spec,
+        "spec": spec,
+        "padded": padded,
+        "stacks": ceil(out / padded),
         "out": out,
         "inputs": inputs,
         "width": 8 * DTYPES[spec["dtype"]].itemsize if "dtype" in spec else None,

@@ -3,6 +3,7 @@
 from trimtab.core.kinds import LinearWeight
 from trimtab.formats.bitplanes import BitPlanes
 from trimtab.formats.block_diagonal import BlockDiagonal
+from trimtab.formats.butterfly import Butterfly
 from trimtab.formats.codebook import Codebook
 from trimtab.formats.dense import Dense
 from trimtab.formats.forward import linear
@@ -10,6 +11,7 @@ from trimtab.formats.grouped import Grouped, check_group_size
 from trimtab.formats.lattice import Lattice
 from trimtab.formats.lowrank import Chain, low_rank
 from trimtab.formats.masked import Masked
+from trimtab.formats.mpo import Mpo
 from trimtab.formats.nm import NM
 from trimtab.formats.pyramid import Pyramid
 from trimtab.formats.registry import FORMATS, build, layout
@@ -30,6 +32,8 @@ _OURS: tuple[type[LinearWeight], ...] = (
     Codebook,
     Pyramid,
     BlockDiagonal,
+    Mpo,
+    Butterfly,
     Lattice,
     Chain,
     Sum,
@@ -49,12 +53,14 @@ __all__ = [
     "NM",
     "BitPlanes",
     "BlockDiagonal",
+    "Butterfly",
     "Chain",
     "Codebook",
     "Dense",
     "Grouped",
     "Lattice",
     "Masked",
+    "Mpo",
     "Pyramid",
     "Rotated",
     "Rotation",

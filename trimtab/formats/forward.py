@@ -12,8 +12,10 @@ from torch import Tensor
 
 from trimtab.core.kinds import LinearWeight
 from trimtab.formats.block_diagonal import BlockDiagonal
+from trimtab.formats.butterfly import Butterfly
 from trimtab.formats.codebook import Codebook
 from trimtab.formats.lowrank import Chain
+from trimtab.formats.mpo import Mpo
 from trimtab.formats.rotated import Rotated
 from trimtab.formats.rotation import Rotation
 from trimtab.formats.sum import Sum
@@ -22,11 +24,20 @@ from trimtab.tensors.hadamard import inverse, transform
 
 
 def through_dense(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
-    """One product with the unpacked matrix, or with the blocks of a block-diagonal one, in the dtype of x."""
+    """One product with the unpacked matrix, or with its blocks, cores or factors where these are less, in the dtype of x."""
     if isinstance(weight, BlockDiagonal):
         y = from_right(x.reshape(-1, weight.shape[1]), weight.blocks.to(x.dtype).mT).view(*x.shape[:-1], weight.shape[0])
         return y if bias is None else y + bias
+    if is_short(weight):
+        # In float32: what is rounded at every factor adds up.
+        y = weight.times(x.reshape(-1, weight.shape[1]).float()).to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+        return y if bias is None else y + bias
     return F.linear(x, weight.dense().to(x.dtype), bias)
+
+
+def is_short(weight: LinearWeight) -> TypeGuard[Mpo | Butterfly]:
+    """Whether going through the structure multiplies less than the unpacked matrix would."""
+    return isinstance(weight, Mpo | Butterfly) and weight.is_short
 
 
 FEW = 8  # rows of x up to which picking sums out of a table beats the product: the table is read once, the picks per row

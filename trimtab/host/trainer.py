@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -39,6 +38,7 @@ from trimtab.data.examples import IGNORED, Row, batch
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.host.pretrain import CLIP, RECENT, Course
 from trimtab.host.tuned import Keeper, Tuned
+from trimtab.tensors.losses import next_token
 
 ANSWER = "is_quantized"  # the attribute by which the Trainer asks
 CHECKPOINTS = 10  # in a whole training
@@ -70,13 +70,12 @@ def no_text(windows: int) -> Tensor:
 def answers(model: nn.Module, given: Batch, count: Tensor) -> Tensor:
     """The usual objective: cross-entropy of the learned tokens, summed and divided by `count`, how many the whole step has."""
     logits = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"], use_cache=False).logits
-    labels = given["labels"][:, 1:].flatten()
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=IGNORED, reduction="sum") / count
+    return next_token(logits, given["labels"], IGNORED) / count
 
 
 def tune(
     model: PreTrainedModel,
-    trained: Mapping[str, nn.Parameter],
+    trained: Mapping[str, Tensor],
     rows: Sequence[Row],
     course: Course,
     place: Path,
@@ -85,18 +84,23 @@ def tune(
     pace: Pace = Pace(),
     hooks: Sequence[Hook] = (),
     objective: Objective = answers,
+    rates: Mapping[str, float] | None = None,
     general: Windows = no_text,
     identity: Mapping[str, Any] | None = None,
     watch: Watcher = unwatched,
 ) -> Tuned:
     """Trains the parameters `trained`, by name, in place; goes on from the checkpoint folder `place`, which stays.
 
-    course.length is that of the longest row. general: makes [n, length] tokens of other text, for hooks that ask. identity: what
-    else the result depends on; a checkpoint with another one is refused. Raises `DataError` for too few rows, `UsageError` for
-    somebody else's checkpoint, `ModelError` for a damaged one and `TrimtabError` where the loss is not finite.
+    Among them may be state that wants no gradient. course.length is that of the longest row. rates: the highest learning rate
+    of parameters, by name, where it is not the course's. general: makes [n, length] tokens of other text, for hooks that ask.
+    identity: what else the result depends on; a checkpoint with another one is refused. Raises `DataError` for too few rows,
+    `UsageError` for somebody else's checkpoint, `ModelError` for a damaged one and `TrimtabError` where the loss is not finite.
     """
     _check(rows, course, pace)
-    optimizer = AdamW(trained.values(), lr=course.learning_rate, weight_decay=course.decay)
+    others = rates or {}
+    by_rate = [(others.get(name, course.learning_rate), value) for name, value in trained.items()]
+    groups = [{"params": [v for r, v in by_rate if r == rate], "lr": rate} for rate in dict.fromkeys(r for r, _ in by_rate)]
+    optimizer = AdamW(groups, lr=course.learning_rate, weight_decay=course.decay)
     whose = {
         **(identity or {}),
         **{"batch": course.batch, "seed": course.seed, "rows": _digest(rows), "validation rows": _digest(validation)},

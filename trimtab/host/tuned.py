@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from trimtab.core.errors import ModelError, UsageError
@@ -51,7 +51,7 @@ class Keeper:
     def __init__(
         self,
         place: Path,
-        trained: Mapping[str, nn.Parameter],
+        trained: Mapping[str, Tensor],
         optimizer: Optimizer,
         identity: Mapping[str, Any],
         kept: Mapping[str, Tensor],

@@ -4,12 +4,16 @@ from trimtab.methods.adapt.adapter_parallel import AdapterParallel as AdapterPar
 from trimtab.methods.adapt.adapter_series import AdapterSeries as AdapterSeries
 from trimtab.methods.adapt.allora import Allora as Allora
 from trimtab.methods.adapt.bone import Bone as Bone
+from trimtab.methods.adapt.diffora import Diffora as Diffora
 from trimtab.methods.adapt.dora import Dora as Dora
+from trimtab.methods.adapt.ewc_lora import EwcLora as EwcLora
+from trimtab.methods.adapt.ist import Ist as Ist
 from trimtab.methods.adapt.lisa import Lisa as Lisa
 from trimtab.methods.adapt.lora import Lora as Lora
 from trimtab.methods.adapt.pissa import Pissa as Pissa
 from trimtab.methods.adapt.rslora import Rslora as Rslora
 from trimtab.methods.adapt.s2ft import S2ft as S2ft
+from trimtab.methods.adapt.spiel import Spiel as Spiel
 from trimtab.methods.allocate.cosine import Cosine as Cosine
 from trimtab.methods.allocate.d_rank import DRank as DRank
 from trimtab.methods.allocate.evopress import EvoPress as EvoPress
@@ -31,7 +35,10 @@ from trimtab.methods.channels.llm_pruner import LLMPruner as LLMPruner
 from trimtab.methods.channels.magnitude_sp import MagnitudeSP as MagnitudeSP
 from trimtab.methods.channels.wanda_sp import WandaSP as WandaSP
 from trimtab.methods.factorize.asvd import Asvd as Asvd
+from trimtab.methods.factorize.butterfly import ButterflySum as ButterflySum
+from trimtab.methods.factorize.compactifai import CompactifAI as CompactifAI
 from trimtab.methods.factorize.eora import Eora as Eora
+from trimtab.methods.factorize.lord import Lord as Lord
 from trimtab.methods.factorize.lqer import Lqer as Lqer
 from trimtab.methods.factorize.saes_svd import SaesSvd as SaesSvd
 from trimtab.methods.factorize.svd import Svd as Svd
@@ -76,3 +83,5 @@ from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
 from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT
+from trimtab.methods.tune.distill import Distill as Distill
+from trimtab.methods.tune.recover import Recover as Recover

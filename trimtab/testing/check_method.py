@@ -22,6 +22,7 @@ from trimtab.testing import (
     checks_model,
     checks_probe,
     checks_scale,
+    checks_taught,
     checks_trained,
 )
 
@@ -33,6 +34,7 @@ _OF_KIND: dict[str, tuple[Check, ...]] = {
     "channel": checks_channel.CHECKS,
     "model": checks_model.CHECKS,
     "scale": checks_scale.CHECKS,
+    "taught": checks_taught.CHECKS,
     "allocator": checks_allocator.CHECKS,
     "probe": checks_probe.CHECKS,
     "adapter": checks_trained.ADAPTER_CHECKS,

@@ -10,12 +10,14 @@ from trimtab.formats import (
     NM,
     BitPlanes,
     BlockDiagonal,
+    Butterfly,
     Chain,
     Codebook,
     Dense,
     Grouped,
     Lattice,
     Masked,
+    Mpo,
     Pyramid,
     Rotated,
     Rotation,
@@ -24,7 +26,9 @@ from trimtab.formats import (
     Sum,
     low_rank,
 )
+from trimtab.tensors.butterfly import size_for, stacks_for
 from trimtab.tensors.hadamard import largest_block
+from trimtab.tensors.mpo import axes, bonds
 
 
 def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
@@ -50,6 +54,8 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         codebook(out, in_, generator, books=2, entries=13, dim=_divisor(in_, 8), scaled=True),
         *(pyramid(out, in_, pulses, radius_bits, generator) for pulses, radius_bits in ((1, 1), (5, 3), (40, 8))),
         blocks(out, in_, generator),
+        *(mpo(out, in_, sites, bond, generator) for sites, bond in ((1, 1), (2, 3), (3, 2))),
+        *(butterfly(out, in_, generator, dtype) for dtype in (torch.float16, torch.float32)),
         _thin(out, in_, generator),
         Chain((blocks(out, out, generator), nm(out, in_, generator), blocks(in_, in_, generator, torch.bfloat16))),
         Chain((Dense(_matrix(out, in_, generator)), grouped(in_, in_, 4, generator))),
@@ -142,6 +148,21 @@ def blocks(out: int, in_: int, generator: torch.Generator, dtype: torch.dtype = 
     """Random blocks, as many as fit up to 8."""
     count = _divisor(gcd(out, in_), 8)
     return BlockDiagonal(torch.randn(count, out // count, in_ // count, generator=generator).to(dtype))
+
+
+def mpo(out: int, in_: int, sites: int, bond: int, generator: torch.Generator) -> Mpo:
+    """Random cores, bonds up to `bond`."""
+    rows, columns = axes((out, in_), sites)
+    of = bonds(rows, columns, bond)
+    sizes = zip(of[:-1], rows, columns, of[1:], strict=True)
+    return Mpo(tuple(torch.randn(size, generator=generator).half() for size in sizes))
+
+
+def butterfly(out: int, in_: int, generator: torch.Generator, dtype: torch.dtype) -> Butterfly:
+    """Random factors that keep the size of what passes through."""
+    n = size_for(in_)
+    twiddle = torch.randn(stacks_for((out, in_)), n.bit_length() - 1, n // 2, 2, 2, generator=generator) / 2**0.5
+    return Butterfly.of(twiddle.to(dtype), (out, in_))
 
 
 def lattice(out: int, in_: int, bits: int, generator: torch.Generator) -> Lattice:
