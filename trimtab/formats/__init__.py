@@ -1,6 +1,7 @@
 """Containers: the ways a weight matrix can be stored. `dense()` defines each of them."""
 
 from trimtab.core.kinds import LinearWeight
+from trimtab.formats.activations import Activations
 from trimtab.formats.bitplanes import BitPlanes
 from trimtab.formats.block_diagonal import BlockDiagonal
 from trimtab.formats.codebook import Codebook
@@ -35,6 +36,7 @@ _OURS: tuple[type[LinearWeight], ...] = (
     Sum,
     Rotated,
     Rotation,
+    Activations,
 )
 FORMATS.update({format.kind: format for format in _OURS})
 
@@ -47,6 +49,7 @@ def is_plain(weight: LinearWeight) -> bool:
 __all__ = [
     "FORMATS",
     "NM",
+    "Activations",
     "BitPlanes",
     "BlockDiagonal",
     "Chain",

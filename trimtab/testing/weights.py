@@ -8,6 +8,7 @@ from torch import Tensor
 from trimtab.core.kinds import LinearWeight
 from trimtab.formats import (
     NM,
+    Activations,
     BitPlanes,
     BlockDiagonal,
     Chain,
@@ -153,6 +154,12 @@ def lattice(out: int, in_: int, bits: int, generator: torch.Generator) -> Lattic
 def rotation(width: int, generator: torch.Generator) -> Rotation:
     """Random signs, the largest block that fits."""
     return Rotation(torch.randint(0, 2, (width,), generator=generator) * 2 - 1, largest_block(width))
+
+
+def activations(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
+    """What rounds its inputs, so that it is not applied as its matrix is: by tokens, and by groups inside a rotation."""
+    groups = Activations(grouped(out, in_, 4, generator), 4, _divisor(in_, 16), 0.9)
+    return [Activations(Dense(_matrix(out, in_, generator)), 8, in_), rotated(groups, generator)]
 
 
 def rotated(inner: LinearWeight, generator: torch.Generator) -> Rotated:
