@@ -22,6 +22,7 @@ from trimtab.formats import (
     Codebook,
     Dense,
     Grouped,
+    Kronecker,
     Lattice,
     Masked,
     Pyramid,
@@ -246,6 +247,11 @@ def decode_activations(spec, stored):
     return inner
 
 
+def decode_kronecker(spec, stored):
+    product = torch.kron(stored["left"].double(), stored["right"].double())
+    return product * stored["scale"].double() if spec["scaled"] else product
+
+
 def decode_rotation(spec, stored):
     n = spec["shape"][0]
     negative = torch.from_numpy(read_bits(stored["signs"][None], 1, n)[0]).bool()
@@ -271,6 +277,7 @@ DECODERS = {
     "rotated": decode_rotated,
     "lattice": decode_lattice,
     "rotation": decode_rotation,
+    "kronecker": decode_kronecker,
 }
 ONE_ROUNDING = {"dense", "masked", "nm", "grouped", "block_diagonal"}
 
@@ -593,6 +600,9 @@ REFUSED = {
     "factors": (lambda: Chain((Dense(torch.ones(2, 3)), Dense(torch.ones(4, 2)))), "3 inputs take 4 outputs"),
     "no factors": (lambda: Chain(()), "1 to 64 parts, got 0"),
     "parts": (lambda: Sum((Dense(torch.ones(2, 3)), Dense(torch.ones(3, 2)))), "part 1 is 3 x 2, the sum is 2 x 3"),
+    "kronecker dtype": (lambda: Kronecker(HALF, HALF.float()), "right must be float16"),
+    "kronecker scale": (lambda: Kronecker(HALF, HALF, HALF[0]), r"scale must be float16 \[9\]"),
+    "kronecker overflow": (lambda: Kronecker(HALF, HALF / 0), "right is not finite"),
     "block": (lambda: Rotated(Dense(torch.ones(2, 24)), 16), "use 24"),
     "no block": (lambda: Rotated(Dense(torch.ones(2, 33)), 11), "use 1"),
     "signs": (lambda: Rotated(Dense(torch.ones(2, 4)), 4, torch.tensor([1, 0, 1, 1])), r"\+1 and -1"),

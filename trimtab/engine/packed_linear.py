@@ -203,8 +203,8 @@ class DenseLeaf:
 
 def with_dense_leaves(weight: LinearWeight, dtype: torch.dtype) -> Any:
     """The same composition (sum, chain, rotation) over leaves that are unpacked already."""
-    if isinstance(weight, formats.BlockDiagonal):
-        return weight  # multiplied block by block; unpacked it would be mostly zeros
+    if isinstance(weight, formats.BlockDiagonal | formats.Kronecker):
+        return weight  # multiplied block by block, or factor by factor; unpacked it would only be larger
     parts = _parts(weight)
     if not parts:
         return DenseLeaf(weight.dense().to(dtype), weight.bits)

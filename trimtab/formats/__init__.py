@@ -8,6 +8,7 @@ from trimtab.formats.codebook import Codebook
 from trimtab.formats.dense import Dense
 from trimtab.formats.forward import linear
 from trimtab.formats.grouped import Grouped, check_group_size
+from trimtab.formats.kronecker import Kronecker
 from trimtab.formats.lattice import Lattice
 from trimtab.formats.lowrank import Chain, low_rank
 from trimtab.formats.masked import Masked
@@ -37,6 +38,7 @@ _OURS: tuple[type[LinearWeight], ...] = (
     Rotated,
     Rotation,
     Activations,
+    Kronecker,
 )
 FORMATS.update({format.kind: format for format in _OURS})
 
@@ -56,6 +58,7 @@ __all__ = [
     "Codebook",
     "Dense",
     "Grouped",
+    "Kronecker",
     "Lattice",
     "Masked",
     "Pyramid",

@@ -1,6 +1,7 @@
 """How a weight is applied: y = x W^T + bias, following the structure instead of multiplying it out where that is cheaper.
 
-A chain is applied factor by factor, a sum part by part, a rotation and a rounding to the activations; every other format, a leaf, through
+A chain is applied factor by factor, a sum part by part, a rotation and a rounding to the activations, a Kronecker product
+factor by factor; every other format, a leaf, through
 dense(). This is the specification in terms of outputs, and the path where no kernel serves a format.
 """
 
@@ -14,6 +15,7 @@ from trimtab.core.kinds import LinearWeight
 from trimtab.formats.activations import Activations
 from trimtab.formats.block_diagonal import BlockDiagonal
 from trimtab.formats.codebook import Codebook
+from trimtab.formats.kronecker import Kronecker
 from trimtab.formats.lowrank import Chain
 from trimtab.formats.rotated import Rotated
 from trimtab.formats.rotation import Rotation
@@ -74,6 +76,9 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None, leaf: Le
     if isinstance(weight, Rotation):
         y = inverse(x, weight.block, weight.signs)
         return y if bias is None else y + bias
+    if isinstance(weight, Kronecker):
+        y = weight.applied(x)
+        return y if bias is None else y + bias
     return leaf(x, weight, bias)
 
 
@@ -85,7 +90,7 @@ def leaves(weight: LinearWeight) -> Iterator[LinearWeight]:
         parts = weight.parts
     elif isinstance(weight, Rotated | Activations):
         parts = (weight.inner,)
-    elif isinstance(weight, Rotation):
+    elif isinstance(weight, Rotation | Kronecker):
         return
     else:
         yield weight

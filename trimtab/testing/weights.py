@@ -15,6 +15,7 @@ from trimtab.formats import (
     Codebook,
     Dense,
     Grouped,
+    Kronecker,
     Lattice,
     Masked,
     Pyramid,
@@ -26,6 +27,7 @@ from trimtab.formats import (
     low_rank,
 )
 from trimtab.tensors.hadamard import largest_block
+from trimtab.tensors.kronecker import even_split
 
 
 def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
@@ -59,6 +61,8 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         Rotated(Dense(_matrix(out, in_, generator)), largest_block(in_)),
         Sum((rotated(Sum((nm(out, in_, generator), masked(out, in_, generator))), generator), _thin(out, in_, generator))),
         *(lattice(out, in_, bits, generator) for bits in (1, 2) if in_ % 8 == 0),
+        kronecker(out, in_, generator, scaled=True),
+        Chain((grouped(out, in_, 4, generator), kronecker(in_, in_, generator))),
         Chain((rotation(out, generator), rotated(grouped(out, in_, 4, generator), generator))),
     ]
 
@@ -149,6 +153,14 @@ def lattice(out: int, in_: int, bits: int, generator: torch.Generator) -> Lattic
     """Random codes."""
     codes = torch.randint(0, 256**bits, (out, in_ // 8), generator=generator)
     return Lattice(codes, torch.rand(1, generator=generator).half(), bits)
+
+
+def kronecker(out: int, in_: int, generator: torch.Generator, scaled: bool = False) -> Kronecker:
+    """Random factors, the first one as large as the smaller of two factors of either width that are about equal."""
+    rows, columns = even_split(out)[0], even_split(in_)[0]
+    right = torch.randn(out // rows, in_ // columns, generator=generator)
+    scale = torch.rand(in_, generator=generator).half() if scaled else None
+    return Kronecker(torch.randn(rows, columns, generator=generator).half(), right.half(), scale)
 
 
 def rotation(width: int, generator: torch.Generator) -> Rotation:
