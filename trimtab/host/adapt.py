@@ -134,9 +134,7 @@ def adapt(
         identity=identity,
         watch=watch,
     )
-    # A hook may have put one parameter in the place of several.
-    left = set(map(id, opened.parameters()))
-    count = sum(parameter.numel() for parameter in trained.values() if id(parameter) in left)
+    count = still_there(opened, trained)
     if is_first():
         watch(Progress("save", 0, 1, str(out)))
         if isinstance(method, AdapterMethod):
@@ -220,6 +218,12 @@ def prepared(
     for name, parameter in anatomy.model.named_parameters():
         parameter.requires_grad_(name in names)
     return _wanting(anatomy.model), {}, [method.hook(anatomy, seeds)]
+
+
+def still_there(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
+    """How many numbers were trained; a hook may have put one parameter in the place of several."""
+    left = set(map(id, model.parameters()))
+    return sum(parameter.numel() for parameter in trained.values() if id(parameter) in left)
 
 
 def _wanting(model: nn.Module) -> dict[str, nn.Parameter]:
