@@ -210,8 +210,8 @@ class DenseLeaf:
 
 def with_dense_leaves(weight: LinearWeight, dtype: torch.dtype) -> Any:
     """The same composition (sum, chain, rotation) over leaves that are unpacked already."""
-    if isinstance(weight, formats.BlockDiagonal) or forward.is_short(weight):
-        return weight  # multiplied block by block, or factor by factor
+    if isinstance(weight, formats.BlockDiagonal | formats.Kronecker) or forward.is_short(weight):
+        return weight  # multiplied block by block, or factor by factor; unpacked it would only be larger
     parts = _parts(weight)
     if not parts:
         return DenseLeaf(weight.dense().to(dtype), weight.bits)

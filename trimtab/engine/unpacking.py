@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from trimtab.anatomy import Anatomy
+from trimtab.core.errors import RecipeError
 from trimtab.core.kinds import ChannelMethod, LinearMethod, ModelMethod, ScaleMethod
 from trimtab.core.places import Site
 from trimtab.core.recipe import Recipe, Step
@@ -16,12 +17,14 @@ from trimtab.engine.packed_linear import PackedLinear, PackedStack
 from trimtab.engine.plan import resolve, takes
 from trimtab.engine.surgery import place
 from trimtab.formats import Dense
+from trimtab.formats.activations import rounds_inputs
 
 
 def unpack(model: nn.Module, recipe: Recipe) -> list[str]:
     """Puts plain matrices, in the dtype of the model, where the first step that works on a packed one does not take it.
 
-    Returns notes for the receipt, none where nothing was unpacked. Raises `RecipeError` for a `where` that matches nothing.
+    Returns notes for the receipt, none where nothing was unpacked. Raises `RecipeError` for a `where` that matches nothing, and
+    for a matrix that rounds its inputs: unpacked it would not.
     """
     if not any(isinstance(module, PackedLinear | PackedStack) for module in model.modules()):
         return []
@@ -32,6 +35,8 @@ def unpack(model: nn.Module, recipe: Recipe) -> list[str]:
         refused = _refused(anatomy, recipe)
     kinds = sorted({type(anatomy.weight(site)).__name__ for site in refused})
     for site in refused:
+        if rounds_inputs(anatomy.weight(site).spec()):
+            raise RecipeError(f"{site.name} rounds its inputs and cannot be unpacked; begin with the model before that")
         place(model, site.path, Dense(anatomy.weight(site).dense()), anatomy.bias(site), site.transposed, site.index)
     if not refused:
         return []

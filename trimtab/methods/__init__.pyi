@@ -58,6 +58,7 @@ from trimtab.methods.prune.magnitude import Magnitude as Magnitude
 from trimtab.methods.prune.slim import Slim as Slim
 from trimtab.methods.prune.sparsegpt import SparseGPT as SparseGPT
 from trimtab.methods.prune.wanda import Wanda as Wanda
+from trimtab.methods.quantize.act_quant import ActQuant as ActQuant
 from trimtab.methods.quantize.aqlm import Aqlm as Aqlm
 from trimtab.methods.quantize.awq import Awq as Awq
 from trimtab.methods.quantize.awq_clip import AwqClip as AwqClip
