@@ -17,8 +17,9 @@ from trimtab.core.errors import ModelError, TrimtabError, UsageError
 from trimtab.core.progress import Progress
 from trimtab.data.examples import Row
 from trimtab.engine import adapting
-from trimtab.host import adapters
+from trimtab.host import adapters, instants
 from trimtab.host.adapt import Adapted, adapt, merge
+from trimtab.host.keeping import holding
 from trimtab.host.trainer import Pace
 from trimtab.testing.folders import tiny_folder
 from trimtab.testing.tiny import tiny, tokens
@@ -133,7 +134,32 @@ def test_accumulation_changes_nothing(base: Path, data: Path, tmp_path: Path) ->
     assert one.tuned.losses == pytest.approx(four.tuned.losses, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora(rank=4)", "allora(rank=4)", "lisa(active=1, every=2)"])
+def test_a_penalty_counts_once_however_a_batch_is_cut(base: Path, data: Path, tmp_path: Path) -> None:
+    """And holds the model where it was; the losses that are told are those of the rows."""
+    text = tmp_path / "general.txt"
+    text.write_text("the cat sat on the mat and a dog ran in the park " * 20, encoding="utf-8")
+    made = "ewc_lora(rank=4, windows=2, strength={})"
+    one, four, held = (
+        learn(base, data, made.format(strength), tmp_path / f"{at}-{strength}", pace=Pace(at, 3), general=str(text)).tuned.losses
+        for at, strength in ((1, 1.0), (4, 1.0), (4, 1e4))
+    )
+    plain = learn(base, data, "lora(rank=4)", tmp_path / "plain").tuned.losses
+    assert one == pytest.approx(four, rel=1e-4)
+    assert four[0] == plain[0], "a penalty is no part of the loss that is told"
+    assert plain[-1] < four[-1] < held[-1], "what is held learns less"
+
+
+STOPPED = (
+    "lora(rank=4)",
+    "allora(rank=4)",
+    "lisa(active=1, every=2)",
+    "spiel(every=2, window=2)",
+    "ist(rank=4, every=1, after=1)",
+    "diffora(rank=4)",
+)
+
+
+@pytest.mark.parametrize("method", STOPPED)
 def test_what_was_stopped_goes_on_to_the_same_losses(base: Path, data: Path, tmp_path: Path, method: str) -> None:
     def stop(now: Progress) -> None:
         if now.phase == "train" and now.done == 5:
@@ -149,7 +175,7 @@ def test_what_was_stopped_goes_on_to_the_same_losses(base: Path, data: Path, tmp
     assert min(step for step in seen if step) == 3, "the first three steps are not taken again"
     assert resumed.tuned.losses == undisturbed.tuned.losses
     assert resumed.tuned.validations == undisturbed.tuned.validations
-    name = "adapter_model.safetensors" if "lora" in method else "model.safetensors"
+    name = "model.safetensors" if "lisa" in method else "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
 
 
@@ -167,6 +193,35 @@ adapt({str(base)!r}, {str(data)!r}, "lora(rank=4)", {str(tmp_path / "out")!r}, p
     resumed = learn(base, data, "lora(rank=4)", tmp_path / "out", pace=Pace(4, 2))
     undisturbed = learn(base, data, "lora(rank=4)", tmp_path / "undisturbed", pace=Pace(4, 2))
     assert resumed.tuned.losses == pytest.approx(undisturbed.tuned.losses, rel=1e-6)
+
+
+def test_stopped_with_the_result_in_place_nothing_is_left_to_do(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [3]  # publications: two checkpoints and the adapter
+
+    def stop(instant: str) -> None:
+        left[0] -= instant == "publish: done"
+        if instant == "publish: done" and left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(instants, "_listeners", [stop])
+    with pytest.raises(KeyboardInterrupt):
+        learn(base, data, "lora(rank=4)", tmp_path / "out")
+    with pytest.raises(UsageError, match="exists"):
+        learn(base, data, "lora(rank=8)", tmp_path / "out")
+    phases: set[str] = set()
+    again = learn(base, data, "lora(rank=4)", tmp_path / "out", watch=lambda now: phases.add(now.phase))
+    assert phases == {"load"}
+    assert len(again.tuned.losses) == HOW["steps"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(UsageError, match="exists"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out")
+
+
+def test_a_second_training_is_refused_at_once(base: Path, data: Path, tmp_path: Path) -> None:
+    with holding(tmp_path / "out"), pytest.raises(UsageError, match="is writing there"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out")
 
 
 def test_another_training_is_not_taken_up(base: Path, data: Path, tmp_path: Path) -> None:
@@ -203,6 +258,7 @@ def test_lisa_writes_a_model_and_refuses_a_packed_one(base: Path, packed: Path, 
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("model.layers.") for name in changed)
+    assert tt.load(done.folder)[0].config.use_cache
     with pytest.raises(ModelError, match=r"model\.layers\.0\.self_attn\.q_proj is compressed; use an adapter"):
         learn(packed, data, "lisa", tmp_path / "no")
 

@@ -7,9 +7,9 @@ weight and a place and gives modules; it never sees the model, the data or the l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,38 @@ def put(parameter: Tensor | None, value: Tensor) -> None:
     parameter.copy_(value)
 
 
+class Training(Protocol):
+    """What a hook may ask of the training that it takes part in."""
+
+    @property
+    def steps(self) -> int: ...  # of the whole training
+
+    @property
+    def learning_rate(self) -> float: ...  # the highest one
+
+    @property
+    def seeds(self) -> Seeds: ...
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """Parts that add up to the loss of the rows that a step reads, nats per learned token, for the parameters of now."""
+
+    def general(self, windows: int) -> Iterator[Tensor]:
+        """The losses of windows of general text, one by one, which is not what is learned."""
+
+
 class Hook:
     """What a method does around the steps of training, which are counted from 0. Nothing, unless it says otherwise."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What it remembers from step to step: kept with the parameters, and filled in place where a training goes on."""
+        return {}
+
+    def begin(self, training: Training) -> None:
+        """Before the first step that is taken, in a training that goes on, too."""
+
+    def penalty(self) -> Tensor | None:
+        """Is lowered together with a step's loss, but counts in no loss that is told."""
+        return None
 
     def before_step(self, step: int, optimizer: Optimizer) -> None:
         """Before the first forward pass of the step."""
@@ -88,6 +118,11 @@ class AdapterMethod(TrainedMethod):
 
     needs: ClassVar[tuple[type, ...]] = ()
 
+    @property
+    def looks_at(self) -> Literal["rows", "general"]:
+        """Which text the statistics are of: the rows to train on, or the general text."""
+        return "rows"
+
     def wants(self, site: Site) -> bool:
         """Whether the method goes to this matrix of a block if nobody says where it shall go."""
         return True
@@ -106,8 +141,8 @@ class AdapterMethod(TrainedMethod):
         """A delta whose tensors are about to be read from a file: nothing was seen but `Chosen`."""
         return self.attach(weight, seen, site)
 
-    def hook(self, deltas: Mapping[str, Delta]) -> Hook | None:
-        """What has to happen around the steps. deltas: by path of the layer."""
+    def hook(self, deltas: Mapping[Site, Delta]) -> Hook | None:
+        """What has to happen around the steps. deltas: in forward order."""
         return None
 
     def portable(self) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """`trimtab.adapt` and `trimtab.merge`: from a model and data to an adapter (or a model), and from an adapter to a model."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,22 @@ from trimtab.core.errors import DataError, ModelError, UsageError
 from trimtab.core.expression import steps as read_expression
 from trimtab.core.kinds import Method
 from trimtab.core.progress import Progress, Watcher, unwatched
-from trimtab.core.recipe import Where
+from trimtab.core.recipe import Calibration, Where
+from trimtab.core.scratch import ScratchMethod
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import AdapterMethod, Delta, Hook, ScheduleMethod, TrainedMethod
 from trimtab.data.examples import Examples, examples, held_out
+from trimtab.data.windows import calibration_windows
 from trimtab.engine import adapting
 from trimtab.formats import is_plain
 from trimtab.host import adapters, checkpoint
 from trimtab.host.fingerprint import fingerprint
+from trimtab.host.finishing import Finishing, finishing
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.peak import peak_memory
 from trimtab.host.pretrain import Course
 from trimtab.host.publish import check_apart, check_target
-from trimtab.host.trainer import Pace, is_first, tune
+from trimtab.host.trainer import Pace, digest_of, is_first, tune
 from trimtab.host.tuned import Tuned
 
 SHOWN = 256  # rows before training
@@ -50,12 +54,18 @@ class Adapted:
     def json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
 
+    @staticmethod
+    def of(said: Mapping[str, Any]) -> "Adapted":
+        """From what `json` gave."""
+        return Adapted(**{**said, "folder": Path(said["folder"]), "tuned": Tuned.of(said["tuned"])})
+
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is to be learned and how. steps: None means `epochs` passes over the rows. validation: another source, or a share.
+    """What is to be learned and how.
 
-    calibration: what methods that look at inputs before training are shown, if not the rows to train on.
+    steps: None means `epochs` passes over the rows. validation: another source, or a share. general: text that is not learned,
+    for methods that look at some.
     """
 
     data: str
@@ -66,8 +76,8 @@ class Lesson:
     learning_rate: float = 2e-4
     decay: float = 0.0
     validation: str | float = 0.05
+    general: str = Calibration().text
     seed: int = 0
-    calibration: str = ""
 
     def course(self, rows: int) -> Course:
         """Raises `DataError` where the rows do not make one batch, `UsageError` for numbers that no training can have."""
@@ -98,49 +108,113 @@ def adapt(
 
     method: such as `trimtab.methods.Lora(rank=16)` or "lora(rank=16)"; an adapter becomes an adapter folder, a schedule a model
     folder. lesson: the fields of `Lesson`. Stopped at any time, the same call goes on from `OUT.training`. Raises `UsageError`
-    (and its kinds) before anything is trained if the request does not fit, `TrimtabError` if the loss stops being finite.
+    (and its kinds) before anything is trained if the request does not fit or another process writes there, `TrimtabError` if
+    the loss stops being finite.
     """
     method = as_trained(method)
     asked = Lesson(str(data), **lesson)
     check_apart(model, out)
-    target = check_target(out, overwrite)
-    watch(Progress("load", 0, 1, str(model)))
-    folder = checkpoint.local_folder(resolve_model(str(model), watch))
-    opened, tokenizer = checkpoint.load(folder, device, dtype)
-    if tokenizer is None:
-        raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
-    train, validation = _rows(asked, tokenizer, opened)
-    course, anatomy = asked.course(len(train.rows)), Anatomy.of(opened)
-    base = adapters.Base(_called(model), fingerprint(folder))
-    place = target.with_name(f"{target.name}.training")
-    shown = _shown(asked, method, train, tokenizer, opened)
-    trained, deltas, hooks = prepared(anatomy, method, Where(only, skip), Seeds(asked.seed), shown, watch)
-    identity = {"model": base.fingerprint, "method": method.card.id, **method.knobs(), "layers": list(deltas)}
-    if asked.calibration:
-        identity["calibration"] = asked.calibration
-    done = tune(
-        opened,
+    with finishing(out) if is_first() else nullcontext() as end:
+        if end is None or not end.is_in_place:
+            check_target(out, overwrite)
+        watch(Progress("load", 0, 1, str(model)))
+        folder = checkpoint.local_folder(resolve_model(str(model), watch))
+        opened, tokenizer = checkpoint.load(folder, device, dtype)
+        if tokenizer is None:
+            raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
+        base = adapters.Base(_called(model), fingerprint(folder))
+        target = Path(out).expanduser().resolve()
+        job = _Job(method, Where(only, skip), asked, pace, opened, tokenizer, base, *_rows(asked, tokenizer, opened), target)
+        said = end.said(job.identity) if end else None
+        if said is None:
+            check_target(out, overwrite)  # what is in place, if anything, came of another request
+            done = _carried_out(job, end, overwrite, watch)
+        else:
+            done = Adapted.of(said)
+        if end is not None:
+            shutil.rmtree(job.place, ignore_errors=True)  # not needed any more; what cannot be removed does no harm
+            end.done()
+    return done
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request, and what it is about, opened."""
+
+    method: TrainedMethod
+    where: Where
+    lesson: Lesson
+    pace: Pace
+    model: PreTrainedModel
+    tokenizer: Any
+    base: adapters.Base
+    train: Examples
+    validation: Examples
+    out: Path
+
+    @property
+    def place(self) -> Path:
+        """Where checkpoints go."""
+        return self.out.with_name(f"{self.out.name}.training")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        rows = [digest_of(self.train.rows), digest_of(self.validation.rows)]
+        asked = {
+            "method": str(self.method),
+            "where": asdict(self.where),
+            "lesson": asdict(self.lesson),
+            "pace": asdict(self.pace),
+        }
+        return {"model": self.base.fingerprint, "dtype": self.model.dtype, "rows": rows, **asked}
+
+
+def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watcher) -> Adapted:
+    """end: None in a process that writes nothing."""
+    course, anatomy = job.lesson.course(len(job.train.rows)), Anatomy.of(job.model)
+
+    def general(windows: int) -> Tensor:
+        asked = job.lesson
+        return calibration_windows(asked.general, job.tokenizer, windows * course.length, course.length, asked.seed)
+
+    seen = shown(job.method, job.train, general, course.seed, job.model.device)
+    trained, deltas, hooks = prepared(anatomy, job.method, job.where, Seeds(job.lesson.seed), seen, watch)
+    identity = {
+        "model": job.base.fingerprint,
+        "general": job.lesson.general,
+        "method": job.method.card.id,
+        **job.method.knobs(),
+        "layers": list(deltas),
+    }
+    tuned = tune(
+        job.model,
         trained,
-        train.rows,
+        job.train.rows,
         course,
-        place,
-        validation=validation.rows,
-        pace=pace,
+        job.place,
+        validation=job.validation.rows,
+        pace=job.pace,
         hooks=hooks,
+        general=general,
         identity=identity,
         watch=watch,
     )
-    count = sum(parameter.numel() for parameter in trained.values())
-    if is_first():
-        watch(Progress("save", 0, 1, str(out)))
-        if isinstance(method, AdapterMethod):
-            said = {"lesson": asdict(asked), "trained_parameters": count, "tuned": asdict(done)}
-            adapters.write(target, deltas, method, base, said, adapters.transposed(opened, deltas), overwrite)
-        else:
-            checkpoint.save(opened, tokenizer, target, overwrite=overwrite)
-        shutil.rmtree(place, ignore_errors=True)  # not needed any more; what cannot be removed does no harm
-    numbers = (len(train.rows), len(validation.rows), train.truncated, train.dropped)
-    return Adapted(target, str(method), count, *numbers, done, peak_memory())
+    count = still_there(job.model, trained)
+    numbers = (len(job.train.rows), len(job.validation.rows), job.train.truncated, job.train.dropped)
+    done = Adapted(job.out, str(job.method), count, *numbers, tuned, peak_memory())
+    if end is not None:
+        watch(Progress("save", 0, 1, str(job.out)))
+        _write(job, done, deltas, overwrite, end.about_to(job.identity, done.json()))
+    return done
+
+
+def _write(job: _Job, done: Adapted, deltas: Mapping[str, Delta], overwrite: bool, ready: Callable[[Path], None]) -> None:
+    if not isinstance(job.method, AdapterMethod):
+        checkpoint.save(job.model, job.tokenizer, job.out, overwrite=overwrite, ready=ready)
+        return
+    said = {"lesson": asdict(job.lesson), "trained_parameters": done.trained_parameters, "tuned": asdict(done.tuned)}
+    adapters.write(job.out, deltas, job.method, job.base, said, adapters.transposed(job.model, deltas), overwrite, ready)
 
 
 def merge(
@@ -178,6 +252,9 @@ def as_trained(method: TrainedMethod | Method | str) -> TrainedMethod:
         if by is not None or more:
             raise UsageError(f"{method!r:.200} is not one method; write e.g. lora(rank=16)")
         method = found
+    if isinstance(method, ScratchMethod):
+        id = method.card.id
+        raise UsageError(f"{id} is for models without a history; write trimtab grow own-2m --method {id} -o OUT")
     if not isinstance(method, AdapterMethod | ScheduleMethod):
         raise UsageError(f"{method.card.id} is not trained on data; write trimtab compress MODEL --method {method.card.id}")
     return method
@@ -185,31 +262,24 @@ def as_trained(method: TrainedMethod | Method | str) -> TrainedMethod:
 
 def _rows(asked: Lesson, tokenizer: Any, model: PreTrainedModel) -> tuple[Examples, Examples]:
     """(to train on, to validate on), no longer than what the model reads."""
-    length = _length(asked, model)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = min(asked.length, context) if isinstance(context, int) else asked.length
     found = examples(asked.data, tokenizer, length)
     if isinstance(asked.validation, str):
         return found, examples(asked.validation, tokenizer, length)
     return held_out(found, asked.validation, asked.seed)
 
 
-def _length(asked: Lesson, model: PreTrainedModel) -> int:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(asked.length, context) if isinstance(context, int) else asked.length
-
-
-def _shown(asked: Lesson, method: TrainedMethod, train: Examples, tokenizer: Any, model: PreTrainedModel) -> list[Tensor]:
+def shown(
+    method: TrainedMethod, rows: Examples, general: Callable[[int], Tensor], seed: int, device: torch.device
+) -> list[Tensor]:
+    """Token ids [1, length] of up to `SHOWN` rows, drawn, or windows, as `method.looks_at` says; none where nothing is needed."""
     if not (isinstance(method, AdapterMethod) and adapting.needs_text(method)):
-        if asked.calibration:
-            raise UsageError(f"{method.card.id} looks at no text before it is trained; leave out --calibration")
         return []
-    found = examples(asked.calibration, tokenizer, _length(asked, model)) if asked.calibration else train
-    return shown(found, asked.seed, model.device)
-
-
-def shown(found: Examples, seed: int, device: torch.device) -> list[Tensor]:
-    """Token ids [1, length] of a seeded draw of `SHOWN` rows, all if there are fewer."""
-    drawn = torch.randperm(len(found.rows), generator=Seeds(seed).at("shown"))[:SHOWN]
-    return [found.rows[number].ids[None].to(device) for number in drawn.tolist()]
+    if method.looks_at == "general":
+        return list(general(SHOWN).to(device).split(1))
+    drawn = torch.randperm(len(rows.rows), generator=Seeds(seed).at("shown"))[:SHOWN]
+    return [rows.rows[number].ids[None].to(device) for number in drawn.tolist()]
 
 
 def prepared(
@@ -223,7 +293,8 @@ def prepared(
     """(the parameters that are trained, deltas by path, hooks). shown: token ids [windows, length] each, for `needs`."""
     if isinstance(method, AdapterMethod):
         deltas = adapting.attach(anatomy, method, where, seeds, shown, watch)
-        hook = method.hook(deltas)
+        sites = {site.path: site for site in anatomy.sites if site.index is None}
+        hook = method.hook({sites[path]: delta for path, delta in deltas.items()})
         return _wanting(anatomy.model), deltas, [hook] if hook else []
     assert isinstance(method, ScheduleMethod)
     if where != Where():
@@ -237,6 +308,12 @@ def prepared(
     for name, parameter in anatomy.model.named_parameters():
         parameter.requires_grad_(name in names)
     return _wanting(anatomy.model), {}, [method.hook(anatomy, seeds)]
+
+
+def still_there(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
+    """How many numbers were trained; a hook may have put one parameter in the place of several."""
+    left = set(map(id, model.parameters()))
+    return sum(parameter.numel() for parameter in trained.values() if id(parameter) in left)
 
 
 def _wanting(model: nn.Module) -> dict[str, nn.Parameter]:

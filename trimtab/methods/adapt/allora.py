@@ -49,7 +49,7 @@ class Allora(RankedMethod):
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
         return fresh_product(weight, self.rank, 1.0, seen.generator)
 
-    def hook(self, deltas: Mapping[str, Delta]) -> "Rates":
+    def hook(self, deltas: Mapping[Site, Delta]) -> "Rates":
         lefts = [delta.left for delta in deltas.values() if isinstance(delta, LowRankDelta)]
         return Rates(lefts, self.eta, self.acts_on == "gradient")
 

@@ -3,14 +3,14 @@
 U S V^T = W C, C the mean of x x^T over what was shown, with 1 % of its mean diagonal added; W = U S (V^T C^-1). Of these
 directions the first ones (`mode="ipm"`: what the new task uses is trained) or the last ones (`mode="kpm"`: what the shown
 text does not use is trained, and what it knows is kept) make B = U sqrt(S), A = sqrt(S) V^T C^-1, and the rest of W is
-frozen. Yang et al., NeurIPS 2024. The task's own rows are shown unless `--calibration` names other text, as "kpm" wants.
-Different: no sample is scaled by its largest value before it is counted, and the decomposition is of float64, where the added
-1 % always suffices. As with `pissa` the frozen matrix stays W and what the adapter began as is subtracted: the same function,
-and an ordinary LoRA of twice the rank.
+frozen. Yang et al., NeurIPS 2024. With "ipm" rows of the task are shown, with "kpm" the general text. Different: no sample is
+scaled by its largest value before it is counted, and the decomposition is of float64, where the added 1 % always suffices. As
+with `pissa` the frozen matrix stays W and what the adapter began as is subtracted: the same function, and an ordinary LoRA of
+twice the rank.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class Corda(RankedMethod):
     rank: int = count("how many directions are trained", 16)
     mode: str = choice("which: those that what was shown uses most (ipm), or least (kpm)", "ipm", ("ipm", "kpm"))
     damping: float = rate("added to the diagonal of C, times its mean", 0.01, low=1e-7)
+
+    @property
+    def looks_at(self) -> Literal["rows", "general"]:
+        return "rows" if self.mode == "ipm" else "general"
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
         left, right = oriented(weight.dense(), seen[Gram], self.damping)
