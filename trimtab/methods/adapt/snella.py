@@ -65,7 +65,7 @@ class Snella(RankedMethod):
 
 
 class DistancesDelta(MatrixDelta):
-    """out_points [2, out, size] and in_points [2, in, size]: points, trained, the two of each alike at first. threshold: a scalar."""
+    """out_points [2, out, size], in_points [2, in, size]: trained, the two of each alike at first. threshold: a scalar."""
 
     def __init__(self, out_points: Tensor, in_points: Tensor):
         super().__init__()
