@@ -65,7 +65,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", PORTABLE)
 def test_peft_opens_the_folder_and_says_the_same(base: Path, data: Path, tmp_path: Path, method: str) -> None:
-    done = learn(base, data, method, tmp_path / "adapter")
+    (tmp_path / "general.txt").write_text("the cat sat on the mat and " * 1000)
+    done = learn(base, data, method, tmp_path / "adapter", general=str(tmp_path / "general.txt"))
     ours, _ = tt.load(base, adapter=done.folder)
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), done.folder).eval()
     plain, _ = tt.load(base)
@@ -73,13 +74,21 @@ def test_peft_opens_the_folder_and_says_the_same(base: Path, data: Path, tmp_pat
     torch.testing.assert_close(logits(theirs), logits(ours), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [peft.LoraConfig(r=4, init_lora_weights=False), peft.LoraConfig(r=4, use_dora=True)])
-def test_an_adapter_of_peft_is_merged(base: Path, tmp_path: Path, kind: peft.LoraConfig) -> None:
+THEIRS = (
+    peft.LoraConfig(r=4, init_lora_weights=False),
+    peft.LoraConfig(r=4, use_dora=True),
+    peft.HiraConfig(r=4),
+    peft.RandLoraConfig(r=4, randlora_alpha=2, save_projection=False),
+)
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_an_adapter_of_peft_is_merged(base: Path, tmp_path: Path, kind: Any) -> None:
     kind.target_modules = ["q_proj", "down_proj"]
     theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), kind)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            if "lora_B" in name:
+            if any(part in name for part in ("lora_B", "hira_B", "randlora_lambda")):
                 parameter.add_(0.05)
     theirs.save_pretrained(str(tmp_path / "theirs"))
     assert len(merge(base, tmp_path / "theirs", tmp_path / "merged")) == 4

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Delta(nn.Module, ABC):
     """What is trained beside one frozen matrix. A fresh one adds exactly zero.
 
-    Parameters that want no gradient are part of the adapter like the others: they are stored with it.
+    Parameters that want no gradient are part of the adapter like the others: they are stored with it. Buffers that are not
+    persistent are not: what knobs and shape decide is made again by `attach`.
     """
 
     @abstractmethod

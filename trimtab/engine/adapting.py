@@ -50,7 +50,7 @@ def attach(
     anatomy.model.requires_grad_(False)
     made, common = {}, dict[Any, Any]()
     for site in sites:
-        values = {**{need: found[need].pop(site) for need in of_site}, Chosen: Chosen(sites)}
+        values = {need: Chosen(sites) if need is Chosen else found[need].pop(site) for need in method.needs}
         seen = Seen(values, seeds.at("attach", site.name), common)
         with determined(f"{method.card.id} at {site.name}"):
             made[site.path] = method.attach(anatomy.weight(site), seen, site)

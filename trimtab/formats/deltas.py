@@ -138,6 +138,7 @@ def added(weight: LinearWeight, change: Tensor, factors: tuple[Tensor, Tensor] |
 
 
 def device_of(weight: LinearWeight) -> torch.device:
+    """Where its tensors are."""
     return next(iter(weight.tensors().values())).device
 
 

@@ -229,11 +229,11 @@ def _made(
     held: Mapping[str, Tensor],
     place: Path,
 ) -> Delta:
-    delta = method.blank(anatomy.weight(site), seen, site)
     for name, value in held.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ModelError(f"{place}: {name} of {site.path} is not finite; train the adapter again")
     try:
+        delta = method.blank(anatomy.weight(site), seen, site)
         if portable:
             delta.adopt(held)
         else:

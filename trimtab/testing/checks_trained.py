@@ -167,11 +167,13 @@ def _delta(method: type[AdapterMethod], weight: LinearWeight, site: Site) -> Del
 
 def _seen(method: AdapterMethod, site: Site, x: Tensor) -> Seen:
     """What it declared in `needs`, of inputs x [tokens, in]."""
-    values: dict[type, Any] = {Chosen: Chosen((site,))}
+    values = dict[type, Any]()
     for need in method.needs:
-        if need is not Chosen:
-            state = need.start(site.shape, x.device)  # type: ignore[attr-defined]
-            values[need] = need.finish(need.update(state, x))  # type: ignore[attr-defined]
+        if need is Chosen:
+            values[need] = Chosen((site,))
+            continue
+        state = need.start(site.shape, x.device)  # type: ignore[attr-defined]
+        values[need] = need.finish(need.update(state, x))  # type: ignore[attr-defined]
     return Seen(values, Seeds(0).at("attach"))
 
 

@@ -50,7 +50,7 @@ class Fouriermoe(AdapterMethod):
     )
 
     experts: int = count("bands, and experts", 4, high=64)
-    frequencies: int = count("of all experts together, rounded down to a multiple of their number", 256)
+    frequencies: int = count("of all experts together, rounded down to a multiple of their number", 256, high=65536)
     top: int = count("how many experts a token goes to", 2)
     scale: float = number("the change is multiplied by this; its Fourier transform is the orthonormal one", 1.0, low=1e-6)
     key: int = count("what the frequencies are drawn from", 0, low=0)

@@ -45,7 +45,7 @@ class Nola(RankedMethod):
 
     rank: int = count("inner dimension of the product", 8)
     alpha: float = number("the product is multiplied by alpha / rank", 64.0, low=0.001)
-    bases: int = count("how many random matrices either factor is mixed of", 64)
+    bases: int = count("how many random matrices either factor is mixed of", 64, high=4096)
     key: int = count("what the random matrices are drawn from", 0, low=0)
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> "MixtureDelta":

@@ -48,8 +48,8 @@ class QueryableLora(RankedMethod):
     )
 
     alpha: float = number("the product is multiplied by alpha / rank", 32.0, low=0.001)
-    atoms: int = count("small matrices in the model", 8)
-    width: int = count("numbers in a key", 32)
+    atoms: int = count("small matrices in the model", 8, high=256)
+    width: int = count("numbers in a key", 32, high=1024)
     top: int = count("how many of them a token is led through", 2)
     key: int = count("what the atoms are drawn from", 0, low=0)
 
