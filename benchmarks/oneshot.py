@@ -42,7 +42,16 @@ SAME_BITS = (
     "hqq(bits={bits}, clip=True)",
     "easyquant(bits={bits})",
     "hlq(bits={bits}, group_size=192, order='energy')",
+    "quip(bits={bits})",
+    "quip_sharp(bits={bits})",
+    "shiftaddllm(bits={bits})",
+    "bitstack(blocks={bits})",
 )
+SOME_BITS = {
+    4: ("slim_quant(bits=4)",),
+    3: ("gptq(clip=True) by layerwise_quant(bits=3.303)", "aqlm(books=3)"),
+    2: ("gptq(clip=True) by luq(bits=2.303)", "quarot -> pvq(bits=2)", "aqlm(books=2)"),
+}
 BASELINE = "gptq(bits={bits}, clip=True)"
 
 
@@ -66,7 +75,7 @@ def main() -> int:
 def wanted(given: argparse.Namespace, bits: int) -> list[str]:
     """What is to be run; without --again only what has no line."""
     there = set() if given.again or given.quick else {line["recipe"] for line in lines()}
-    recipes = [recipe.format(bits=bits) for recipe in SAME_BITS]
+    recipes = [*(recipe.format(bits=bits) for recipe in SAME_BITS), *SOME_BITS[bits]]
     return [recipe for recipe in recipes if recipe not in there and any(word in recipe for word in given.only)]
 
 

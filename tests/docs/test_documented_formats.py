@@ -13,7 +13,7 @@ from trimtab.core.seeds import Seeds
 from trimtab.formats import FORMATS
 from trimtab.formats.checks import DTYPES
 from trimtab.tensors.pyramid import points
-from trimtab.testing.weights import examples, rotation
+from trimtab.testing.weights import activations, examples, rotation
 
 TEXT = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## \w+ \(`(\w+)`\)\n(.*?)(?=^## )", re.MULTILINE | re.DOTALL)
@@ -21,6 +21,7 @@ SECTIONS = dict(SECTION.findall(TEXT))
 SHAPES = ((17, 33), (24, 128), (5, 7), (1, 96))
 WEIGHTS = [w for shape in SHAPES for w in examples(*shape, Seeds(0).at("documented", shape))]
 WEIGHTS += [rotation(width, Seeds(0).at("documented", width)) for width in (12, 17)]
+WEIGHTS += activations(17, 33, Seeds(0).at("documented"))
 
 
 def test_every_format_has_a_section():
@@ -62,8 +63,12 @@ def _names(weight: LinearWeight) -> dict[str, Any]:
     """What the formulas of the page may speak of."""
     spec, (out, inputs) = weight.spec(), weight.shape
     group_size = spec.get("group_size")
+    padded = max(8, 1 << (inputs - 1).bit_length())
     return {
         **spec,
+        "spec": spec,
+        "padded": padded,
+        "stacks": ceil(out / padded),
         "out": out,
         "inputs": inputs,
         "width": 8 * DTYPES[spec["dtype"]].itemsize if "dtype" in spec else None,

@@ -194,6 +194,16 @@ def decode_rotated(spec, stored):
     return inner @ turn.T
 
 
+def decode_activations(spec, stored):
+    (inner,) = decode_parts(spec, stored)
+    return inner
+
+
+def decode_kronecker(spec, stored):
+    product = torch.kron(stored["left"].double(), stored["right"].double())
+    return product * stored["scale"].double() if spec["scaled"] else product
+
+
 def decode_rotation(spec, stored):
     n = spec["shape"][0]
     negative = torch.from_numpy(read_bits(stored["signs"][None], 1, n)[0]).bool()
@@ -202,7 +212,39 @@ def decode_rotation(spec, stored):
     return turn
 
 
+def decode_mpo(spec, stored):
+    full, sites = torch.zeros(spec["shape"], dtype=torch.float64), range(len(spec["out"]))
+    cores = [stored[f"core_{j}"].double() for j in sites]
+    for o, outs in enumerate(itertools.product(*map(range, spec["out"]))):
+        for i, ins in enumerate(itertools.product(*map(range, spec["in"]))):
+            row = torch.ones(1, dtype=torch.float64)
+            for core, a, b in zip(cores, outs, ins, strict=True):
+                row = row @ core[:, a, b]
+            full[o, i] = row
+    return full
+
+
+def decode_butterfly(spec, stored):
+    (out, in_), stacks = spec["shape"], []
+    first, middle, last = (stored[name].double() for name in ("first", "middle", "last"))
+    half = middle.shape[2]
+    for s, levels in enumerate(middle):
+        whole = torch.zeros(2 * half, in_, dtype=torch.float64)
+        for i in range(in_):
+            whole[i // 2 * 2 : i // 2 * 2 + 2, i] = first[s, i]
+        for level, pairs in enumerate(levels, 1):
+            factor, stride = torch.zeros(2 * half, 2 * half, dtype=torch.float64), 2**level
+            for p, pair in enumerate(pairs):
+                j = p // stride * 2 * stride + p % stride
+                factor[j : j + stride + 1 : stride, j : j + stride + 1 : stride] = pair
+            whole = factor @ whole
+        rows = range(s * 2 * half, min(out, (s + 1) * 2 * half))
+        stacks += [last[o, 0] * whole[o % half] + last[o, 1] * whole[o % half + half] for o in rows]
+    return torch.stack(stacks)
+
+
 DECODERS = {
+    "activations": decode_activations,
     "dense": decode_dense,
     "masked": decode_masked,
     "nm": decode_nm,
@@ -213,9 +255,12 @@ DECODERS = {
     "codebook": decode_codebook,
     "pyramid": decode_pyramid,
     "block_diagonal": decode_block_diagonal,
+    "mpo": decode_mpo,
+    "butterfly": decode_butterfly,
     "chain": decode_chain,
     "sum": decode_sum,
     "rotated": decode_rotated,
     "lattice": decode_lattice,
     "rotation": decode_rotation,
+    "kronecker": decode_kronecker,
 }

@@ -131,7 +131,32 @@ def test_accumulation_changes_nothing(base: Path, data: Path, tmp_path: Path) ->
     assert one.tuned.losses == pytest.approx(four.tuned.losses, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora(rank=4)", "allora(rank=4)", "lisa(active=1, every=2)"])
+def test_a_penalty_counts_once_however_a_batch_is_cut(base: Path, data: Path, tmp_path: Path) -> None:
+    """And holds the model where it was; the losses that are told are those of the rows."""
+    text = tmp_path / "general.txt"
+    text.write_text("the cat sat on the mat and a dog ran in the park " * 20, encoding="utf-8")
+    made = "ewc_lora(rank=4, windows=2, strength={})"
+    one, four, held = (
+        learn(base, data, made.format(strength), tmp_path / f"{at}-{strength}", pace=Pace(at, 3), general=str(text)).tuned.losses
+        for at, strength in ((1, 1.0), (4, 1.0), (4, 1e4))
+    )
+    plain = learn(base, data, "lora(rank=4)", tmp_path / "plain").tuned.losses
+    assert one == pytest.approx(four, rel=1e-4)
+    assert four[0] == plain[0], "a penalty is no part of the loss that is told"
+    assert plain[-1] < four[-1] < held[-1], "what is held learns less"
+
+
+STOPPED = (
+    "lora(rank=4)",
+    "allora(rank=4)",
+    "lisa(active=1, every=2)",
+    "spiel(every=2, window=2)",
+    "ist(rank=4, every=1, after=1)",
+    "diffora(rank=4)",
+)
+
+
+@pytest.mark.parametrize("method", STOPPED)
 def test_what_was_stopped_goes_on_to_the_same_losses(base: Path, data: Path, tmp_path: Path, method: str) -> None:
     def stop(now: Progress) -> None:
         if now.phase == "train" and now.done == 5:
@@ -147,7 +172,7 @@ def test_what_was_stopped_goes_on_to_the_same_losses(base: Path, data: Path, tmp
     assert min(step for step in seen if step) == 3, "the first three steps are not taken again"
     assert resumed.tuned.losses == undisturbed.tuned.losses
     assert resumed.tuned.validations == undisturbed.tuned.validations
-    name = "adapter_model.safetensors" if "lora" in method else "model.safetensors"
+    name = "model.safetensors" if "lisa" in method else "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
 
 

@@ -75,6 +75,8 @@ def sweeps(model: Path, made: Recipe, out: Path, **how) -> list[int]:
 )
 def test_the_files_are_the_same(text, tmp_path, family, steps, how):
     model = tiny_folder(tmp_path / "model", family, shard="200KB" if family == "llama" else "1GB")
+    if family in ("opt", "qwen3"):
+        (model / "generation_config.json").unlink()
     compress(model, recipe(text, steps), tmp_path / "memory", **how)
     done = compress(model, recipe(text, steps), tmp_path / "disk", offload=tmp_path / "place", **how)
     assert done.model is None

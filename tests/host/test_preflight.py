@@ -6,6 +6,7 @@ import random
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -84,15 +85,15 @@ def test_a_rehearsal_changes_nothing(text, steps):
 
 
 def test_steps_that_move_scales_are_rehearsed_where_they_can_be(text, monkeypatch):
-    """In earnest for one block; of a method that looks at the model itself, no more than what it is shown."""
-    asked, scale = [], get("awq").scale
-    monkeypatch.setattr(get("awq"), "scale", lambda self, fold, *shown: (asked.append(fold.block), scale(self, fold, *shown))[1])
+    """In earnest for one block, quick ones a few times; of a method that looks at the model itself, only what it is shown."""
+    asked, scale = Counter(), get("awq").scale
+    monkeypatch.setattr(get("awq"), "scale", lambda self, fold, *shown: (asked.update([fold]), scale(self, fold, *shown))[1])
     anatomy = Anatomy.of(tiny("llama", vocab_size=259))
     took = forecast.seconds(anatomy, recipe(text, "awq -> rtn(group_size=32)"))
     assert len(took) == 2
     assert min(took) > 0
-    assert asked == [2] * sum(fold.block == 2 for fold in anatomy.folds())
-    assert asked
+    assert asked.keys() == {fold for fold in anatomy.folds() if fold.block == 2}
+    assert all(1 < times <= forecast.MOST for times in asked.values())
 
 
 def test_more_of_everything_takes_more(text):

@@ -149,6 +149,14 @@ def test_only_what_was_not_finished_is_done(model, text, tmp_path):
     assert not state_of(tmp_path / "out").exists()
 
 
+def test_biases_that_a_method_made_are_kept(model, text, tmp_path):
+    made = recipe(text, "lord(keep=0.6)")
+    stopped(model, made, tmp_path / "out")
+    compress(model, made, tmp_path / "out")
+    compress(model, made, tmp_path / "plain")
+    assert files(tmp_path / "out") == files(tmp_path / "plain")
+
+
 def test_fresh_starts_over_and_no_resume_leaves_the_state_alone(model, text, tmp_path):
     stopped(model, recipe(text), tmp_path / "out")
     assert sweeps(model, recipe(text), tmp_path / "out", resume=False) == [0, 1, 2, 3, 4]

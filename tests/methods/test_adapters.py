@@ -90,7 +90,7 @@ def test_allora_moves_rows_of_zeros_eta_times_as_fast() -> None:
     torch.testing.assert_close(rates(left, 4.0).flatten(), torch.tensor([4.0, 1 / sqrt(2 + 1 / 16), 4.0]))
     for acts_on in ("step", "gradient"):
         delta = LowRankDelta(left, torch.ones(4, 8))
-        hook = Allora(rank=4, eta=4.0, acts_on=acts_on).hook({"layer": delta})
+        hook = Allora(rank=4, eta=4.0, acts_on=acts_on).hook({layer(4, 8).site: delta})
         optimizer = torch.optim.SGD([delta.left], lr=1.0)
         delta.left.grad = torch.ones(3, 4)
         hook.before_update(0, optimizer)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from trimtab.anatomy import Anatomy
 from trimtab.core.kinds import Seen
+from trimtab.core.places import Role
+from trimtab.core.recipe import Recipe
 from trimtab.core.registry import get
 from trimtab.formats import Dense, Sum
 from trimtab.methods.factorize.saes_svd import best_share
@@ -11,10 +14,14 @@ from trimtab.stats import AbsMean, Drift, Gram
 from trimtab.tensors.lowrank import truncated
 from trimtab.tensors.spd import cholesky
 from trimtab.testing.problems import Layer, given, layer, seen, solve
+from trimtab.testing.roundtrip import logits, ran, reopened, shown
+from trimtab.testing.tiny import tiny
+
+FACTORED = ["svd", "svd_llm", "asvd", "saes_svd", "lord"]
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("method", ["svd", "svd_llm", "asvd", "saes_svd"])
+@pytest.mark.parametrize("method", FACTORED)
 def test_keep_counts_parameters(method: str, keep: float) -> None:
     answer = solve(get(method)(keep=keep), layer())
     held = sum(t.numel() for t in answer.tensors().values())
@@ -84,7 +91,7 @@ def test_a_dropped_singular_value_costs_its_square_to_six_digits() -> None:
         assert found.dropped == pytest.approx(float(energy[rank:].sum()), rel=1e-9)
 
 
-@pytest.mark.parametrize("method", ["svd", "svd_llm", "asvd", "saes_svd"])
+@pytest.mark.parametrize("method", FACTORED)
 def test_beyond_the_break_even_a_matrix_stays(method: str) -> None:
     """At keep=1, and where one rank is as large as the matrix; the receipt says so."""
     for problem, keep in ((layer(), 1.0), (layer(1, 64), 0.5)):
@@ -167,3 +174,87 @@ def test_the_chosen_share_loses_least_of_the_energy() -> None:
     second = max(grid, key=lambda b: kept(b, first))
     assert kept(found, first) == pytest.approx(kept(second, first), rel=1e-4)
     assert best_share(still, 0 * moved, 4, 0.9) in (0.0, 0.9)
+
+
+@pytest.mark.parametrize("method", FACTORED)
+def test_ranks_are_multiples_where_they_can_be(method: str) -> None:
+    problem = layer()
+    for multiple, keep, rank in ((1, 0.9, 18), (8, 0.9, 16), (16, 0.9, 16), (32, 0.9, 18)):
+        assert solve(get(method)(keep=keep, multiple=multiple), problem).factors[0].shape == (24, rank)
+
+
+def off_centre() -> Layer:
+    """Inputs whose mean is as large as what varies."""
+    problem = layer()
+    return Layer(problem.weight, problem.x + problem.x.std(0) * torch.linspace(-1, 1, problem.x.shape[1]))
+
+
+def test_lord_about_zero_is_svd_llm() -> None:
+    problem = off_centre()
+    ours = solve(get("lord")(keep=0.5, centred=False, damping=0.0), problem)
+    theirs = solve(get("svd_llm")(keep=0.5, damping=0.0), problem)
+    torch.testing.assert_close(ours.dense(), theirs.dense(), rtol=1e-3, atol=1e-4)
+
+
+def test_lord_leaves_the_mean_alone_and_the_least_of_the_rest() -> None:
+    """Principal components of the outputs, from the outputs themselves."""
+    problem = off_centre()
+    made, weight = get("lord")(keep=0.5, damping=0.0), Dense(problem.weight)
+    told = seen(made, problem)
+    answer = made.solve(weight, told, problem.site)
+    shift = made.shift(weight, answer, told)
+    wanted = problem.x.double() @ problem.weight.double().T
+    found = problem.x.double() @ answer.dense().double().T + shift
+    torch.testing.assert_close(found.mean(0), wanted.mean(0), rtol=0, atol=1e-4)
+    tail = torch.linalg.svdvals(wanted - wanted.mean(0))[answer.factors[0].shape[1] :].square().sum()
+    error = float((found - wanted).square().sum())
+    assert error == pytest.approx(float(tail), rel=1e-3)
+    plain = problem.x.double() @ solve(get("svd_llm")(keep=0.5, damping=0.0), problem).dense().double().T
+    assert error < float((plain - wanted).square().sum())
+
+
+def test_lord_makes_no_bias_where_nothing_is_left_out() -> None:
+    problem = off_centre()
+    for made in (get("lord")(keep=1.0), get("lord")(centred=False)):
+        told = seen(made, problem)
+        assert made.shift(Dense(problem.weight), made.solve(Dense(problem.weight), told, problem.site), told) is None
+        assert made.promises(problem.site, Dense(problem.weight).spec()) is not None
+    assert get("lord")().promises(problem.site, Dense(problem.weight).spec()) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_lord_gives_the_bias_to_the_model(family: str) -> None:
+    """What a block's first matrices say has the mean it had; experts keep no bias, and what is said stays after saving."""
+    recipe = Recipe.of("lord(keep=0.4)")
+    before, (model, bench) = Anatomy.of(tiny(family)), ran(family, recipe)
+    after = Anatomy.of(model)
+    made = {receipt.place for receipt in bench.receipts if "bias" in receipt.notes}
+    assert made == {s.name for s in after.sites if s.index is None and s.block is not None and s.role is not Role.ROUTER}
+    there, here = before.block_sites(0)[0], after.block_sites(0)[0]
+    old = before.bias(there)
+    shift = after.bias(here) - (0 if old is None else old)
+    inputs = []
+    handle = before.module(there).register_forward_pre_hook(lambda module, args: inputs.append(args[0].flatten(0, -2)))
+    for ids in shown(before.model):
+        before.model(ids)
+    handle.remove()
+    left_out = (before.weight(there).dense() - after.weight(here).dense()) @ torch.cat(inputs).mean(0)
+    torch.testing.assert_close(shift, left_out, rtol=1e-3, atol=1e-5)
+    assert torch.equal(logits(reopened(model)), logits(model))
+
+
+@pytest.mark.parametrize("method", ["svd_llm", "saes_svd", "lord"])
+def test_few_tokens_leave_a_singular_gram_that_is_damped_and_said(method: str) -> None:
+    """Three tokens for 128 channels, and no damping asked for: what they show is kept, and nothing is beyond numbers."""
+    problem = layer(tokens=3)
+    made, weight = get(method)(keep=0.5, damping=0.0), Dense(problem.weight)
+    shown = seen(made, problem)
+    answer = made.solve(weight, shown, problem.site)
+    assert bool(answer.dense().isfinite().all())
+    if method == "lord":
+        left_out = (problem.weight - answer.dense()) @ problem.x.T - made.shift(weight, answer, shown).float()[:, None]
+        assert float(left_out.square().sum() / (problem.weight @ problem.x.T).square().sum()) < 1e-6
+    else:
+        assert shown.notes["damping"] > 0
+        # The untouched model's inputs, which saes_svd aims at too, are one in a hundred larger.
+        assert problem.error(answer) < 1e-3

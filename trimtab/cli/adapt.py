@@ -41,6 +41,7 @@ def adapt(
     learning_rate: Annotated[float, typer.Option(min=0, help="The highest; it rises at first and falls to zero.")] = 2e-4,
     decay: Annotated[float, typer.Option(min=0, help="Weight decay.")] = 0.0,
     validation: Annotated[str, typer.Option(help="A share of DATA, or other data of the same kind.")] = "0.05",
+    general: Annotated[str, typer.Option(help="Text that is not learned, for methods that look at some.")] = "asset:squad-drop",
     patience: Annotated[int, typer.Option(min=0, help="Stop after so many validations without a better one; 0: never.")] = 0,
     every: Annotated[int | None, typer.Option(min=1, help="Steps between validations. (default: a tenth of all)")] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Compute blocks twice, to hold one in memory.")] = False,
@@ -62,7 +63,13 @@ def adapt(
         raise UsageError(f"no output folder given; {EXAMPLE}")
     asked: dict[str, Any] = {
         **{"steps": steps, "epochs": epochs, "batch": batch, "length": length, "learning_rate": learning_rate, "decay": decay},
-        **{"validation": _share(validation), "seed": seed, "only": tuple(only or ()), "skip": tuple(skip or ())},
+        **{
+            "validation": _share(validation),
+            "general": general,
+            "seed": seed,
+            "only": tuple(only or ()),
+            "skip": tuple(skip or ()),
+        },
         **{"dtype": dtype_of(dtype), "device": device_of(device), "overwrite": overwrite},
     }
     try:

@@ -173,6 +173,10 @@ class Seen:
         self.drew = True
         return self._generator
 
+    def showing(self, values: Mapping[type, Any]) -> Seen:
+        """The same place and its randomness, but other things seen there."""
+        return Seen(values, self._generator)
+
     def note(self, key: str, value: Any) -> None:
         self.notes[key] = value
 

@@ -7,8 +7,8 @@ weight and a place and gives modules; it never sees the model, the data or the l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +57,38 @@ def put(parameter: Tensor | None, value: Tensor) -> None:
     parameter.copy_(value)
 
 
+class Training(Protocol):
+    """What a hook may ask of the training that it takes part in."""
+
+    @property
+    def steps(self) -> int: ...  # of the whole training
+
+    @property
+    def learning_rate(self) -> float: ...  # the highest one
+
+    @property
+    def seeds(self) -> Seeds: ...
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """Parts that add up to the loss of the rows that a step reads, nats per learned token, for the parameters of now."""
+
+    def general(self, windows: int) -> Iterator[Tensor]:
+        """The losses of windows of general text, one by one, which is not what is learned."""
+
+
 class Hook:
     """What a method does around the steps of training, which are counted from 0. Nothing, unless it says otherwise."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What it remembers from step to step: kept with the parameters, and filled in place where a training goes on."""
+        return {}
+
+    def begin(self, training: Training) -> None:
+        """Before the first step that is taken, in a training that goes on, too."""
+
+    def penalty(self) -> Tensor | None:
+        """Is lowered together with a step's loss, but counts in no loss that is told."""
+        return None
 
     def before_step(self, step: int, optimizer: Optimizer) -> None:
         """Before the first forward pass of the step."""
@@ -88,8 +118,8 @@ class AdapterMethod(TrainedMethod):
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> Delta:
         """The delta to begin with, on the weight's device. Of what was seen there is `seen.generator` only."""
 
-    def hook(self, deltas: Mapping[str, Delta]) -> Hook | None:
-        """What has to happen around the steps. deltas: by path of the layer."""
+    def hook(self, deltas: Mapping[Site, Delta]) -> Hook | None:
+        """What has to happen around the steps. deltas: in forward order."""
         return None
 
     def portable(self) -> dict[str, Any] | None:

@@ -1,15 +1,16 @@
 """What a recipe will take, in bytes of memory and in seconds, before any weight moves.
 
 Memory is counted: what a phase holds at once follows from shapes alone. Time is not: how long a method ponders over a matrix is
-known to nobody but the method, so one block is gone through with one batch of arbitrary tokens, each step is asked for the
+known to nobody but the method, so one block is gone through with a batch or a few of arbitrary tokens, each step is asked for the
 matrices of that block, and what that took is multiplied. Nothing of it is put into the model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Method, 
 from trimtab.core.places import Fold, Role, Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.seeds import Seeds
+from trimtab.core.taught import TaughtMethod, Teacher
 from trimtab.engine.judge import KEPT
 from trimtab.engine.memory import kept_heap
 from trimtab.engine.observing import is_statistic
@@ -27,8 +29,11 @@ from trimtab.engine.storage import tensors
 from trimtab.engine.sweep import Stats, Stream
 from trimtab.tensors.products import fast_products
 
+T = TypeVar("T")
 FIRST_USE = 50_000_000  # bytes that libraries of linear algebra and of text take when they are first used
 LEARNT = 12  # copies of a matrix, of its kind: itself, its parameters with gradients and moments, the steps to its rounded form
+FEW, LITTLE = 4, 2e10  # batches that are gone through, if one takes no more multiplications than that: calls cost, too
+ENOUGH, MOST = 0.2, 6  # what is quicker than so many seconds is done so many times; the first time is for first uses
 RETAINED = 2  # what a batch makes in a block is there twice, once kept for the way back
 
 
@@ -77,6 +82,9 @@ def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False, apart: int
         if isinstance(step.method, BlockMethod):
             found.append(Expected(str(step), FIRST_USE + max(held, _learning(anatomy, step.method, shown, offloaded))))
             continue
+        if isinstance(step.method, TaughtMethod):
+            found.append(Expected(str(step), FIRST_USE + held + _teaching(anatomy, step.method, shown)))
+            continue
         if not data:
             block = max(sum(p.nbytes for p in b.parameters()) for b in anatomy.blocks) if offloaded else 0
             found.append(Expected(str(step), held + block + _work(anatomy, step)))
@@ -101,6 +109,17 @@ def _learning(anatomy: Anatomy, method: BlockMethod, shown: Shown, offloaded: bo
         for window in method.windows(depth)
     )
     return window + 2 * tokens * _width(anatomy) * 4
+
+
+def _teaching(anatomy: Anatomy, method: TaughtMethod, shown: Shown) -> int:
+    """The model in float32, its teacher, what is trained with gradients and moments, and what one window makes on its way."""
+    plain = sum(4 * p.numel() for p in anatomy.model.parameters() if p.dtype != torch.float32)
+    teacher = sum(t.nbytes for t in tensors(anatomy.model)) if Teacher in method.needs else 0
+    one = replace(shown, batch=1)
+    passing = sum(RETAINED * _block(anatomy, block, one, 0) for block in range(len(anatomy.blocks)))
+    stored = sum(p.nbytes for p in anatomy.blocks.parameters())
+    answers = 4 * 4 * shown.length * anatomy.sites[0].shape[0]
+    return plain + teacher + 4 * 4 * method.trained(anatomy) + passing - RETAINED * stored + answers
 
 
 def _judging(anatomy: Anatomy, method: Method, held: int) -> int:
@@ -155,15 +174,18 @@ def seconds(anatomy: Anatomy, recipe: Recipe) -> list[float | None]:
 
 
 class _Rehearsal:
-    """One block and one batch, gone through as a run would."""
+    """One block and one batch, or a few where that is quick, gone through as a run would."""
 
     def __init__(self, anatomy: Anatomy, shown: Shown, seeds: Seeds):
         self.anatomy, self.shown, self.seeds = anatomy, shown, seeds
-        count = anatomy.sites[0].shape[0]
-        ids = torch.randint(0, count, (shown.batch, shown.length), generator=seeds.at("forecast"))
-        self.ids = ids.to(next(anatomy.model.parameters()).device)
-        self.record, self.stream = _timed(lambda: Stream(anatomy, [self.ids], compute=shown.compute))
         self.block = len(anatomy.blocks) // 2
+        products = shown.batch * shown.length * sum(p.numel() for p in anatomy.blocks[self.block].parameters())
+        batches = min(shown.batches, FEW if products < LITTLE else 1)
+        count, device = anatomy.sites[0].shape[0], next(anatomy.model.parameters()).device
+        ids = torch.randint(0, count, (batches, shown.batch, shown.length), generator=seeds.at("forecast"))
+        self.ids = list(ids.to(device))
+        record, self.stream = _timed(lambda: Stream(anatomy, self.ids, compute=shown.compute))
+        self.record = record / batches
 
     def linear(self, steps: Sequence[Step]) -> list[float | None]:
         """Seconds of each of the steps that share a pass."""
@@ -182,22 +204,26 @@ class _Rehearsal:
         return found
 
     def passes(self, steps: Sequence[Step], data: Sequence[type]) -> tuple[float, dict[Site, Stats]]:
-        """Seconds that one batch takes through one block, there and, if it was changed, back again; and what was seen."""
+        """Seconds that a batch takes through one block, there and, if it was changed, back again; and what was seen."""
         needs = {s: tuple(dict.fromkeys(data)) for s in self.anatomy.block_sites(self.block) if s.role != "router"}
         pairs = any(getattr(n, "on", "") == "pair" for n in data)
         carry = steps[0].method.carry  # type: ignore[attr-defined]
-        whole = 0.0
-        for _ in range(2):  # the first time is for whatever is done once
-            beside = Stream(self.anatomy, [self.ids], compute=self.shown.compute) if pairs else None
-            entering = list(self.stream.hidden)
-            whole, seen = _timed(
-                lambda beside=beside: self.stream.collect(self.block, needs, advance=carry == "original", beside=beside)
-            )
+        entering = list(self.stream.hidden)
+
+        def through(beside: Stream | None) -> Any:
+            seen = self.stream.collect(self.block, needs, advance=carry == "original", beside=beside)
             self.stream.hidden[:] = entering
             if carry == "compressed":
-                whole += _timed(lambda: self.stream.advance(self.block))[0]
+                self.stream.advance(self.block)
                 self.stream.hidden[:] = entering
-        return whole, seen.sites
+            return seen.sites
+
+        def prepared() -> Callable[[], Any]:
+            beside = Stream(self.anatomy, self.ids, compute=self.shown.compute) if pairs else None
+            return lambda: through(beside)
+
+        took, seen = _usual(prepared)
+        return took / len(self.ids), seen
 
     def looking(self, method: Method) -> float:
         """Seconds of showing the whole model to everything, for a method that decides about all of it at once."""
@@ -205,11 +231,20 @@ class _Rehearsal:
         of_block = tuple(n for n in method.needs if is_statistic(n) and n.on == "block")  # type: ignore[attr-defined]
         if not of_site and not of_block:
             return 0.0
-        entering = list(self.stream.hidden)
-        wanted = dict.fromkeys(self.anatomy.block_sites(self.block), of_site)
-        took, _ = _timed(lambda: self.stream.collect(self.block, wanted, of_block, advance=True))
-        self.stream.hidden[:] = entering
+        took, _ = self.shows(dict.fromkeys(self.anatomy.block_sites(self.block), of_site), of_block)
         return self.shown.batches * (took * len(self.anatomy.blocks) + self.record)
+
+    def shows(self, wanted: Mapping[Site, Any], of_block: tuple[Any, ...] = ()) -> tuple[float, Any]:
+        """Seconds of showing a batch to a block, and what was seen of all; the stream stays before it."""
+        entering = list(self.stream.hidden)
+
+        def show() -> Any:
+            seen = self.stream.collect(self.block, wanted, of_block, advance=True)
+            self.stream.hidden[:] = entering
+            return seen
+
+        took, seen = _usual(lambda: show)
+        return took / len(self.ids), seen
 
     def solving(self, step: Step, weights: dict[Site, LinearWeight], stats: dict[Site, Stats]) -> float | None:
         """Seconds for all matrices of the step; what it makes of the block's goes to the next step. None: it could not."""
@@ -221,20 +256,35 @@ class _Rehearsal:
         took, shared = 0.0, {}
         try:
             for site in here:
-                common = shared.setdefault(tuple(map(id, stats.get(site, {}).values())) or site.name, {})
-                seen = Seen(
-                    {**stats.get(site, {}), Original: weights[site].dense()}, self.seeds.at("forecast", site.name), common
-                )
-                spent, weights[site] = _timed(lambda site=site, seen=seen: method.solve(weights[site], seen, site))
-                took += spent + _timed(weights[site].dense)[0]
+                known = shared.setdefault(tuple(map(id, stats.get(site, {}).values())) or site.name, {})
+                before, given = dict(known), stats.get(site, {})
+                spent, solved = self.solved(method, site, weights[site], given, known)
+                if site is here[0] and spent < ENOUGH:  # whatever is done once was done then
+                    known.clear()
+                    known.update(before)
+                    spent, solved = self.solved(method, site, weights[site], given, known)
+                took, weights[site] = took + spent, solved
         except ArithmeticError:
             return None
         size = sum(s.shape[0] * s.shape[1] for s in here)
         return took * sum(s.shape[0] * s.shape[1] for s in sites) / size if size else 0.0
 
+    def solved(
+        self, method: LinearMethod, site: Site, weight: LinearWeight, stats: Stats, known: dict[Any, Any]
+    ) -> tuple[float, LinearWeight]:
+        """Seconds for one matrix, and what became of it. known: what matrices with the same input share, added to."""
+        seen = Seen({**stats, Original: weight.dense()}, self.seeds.at("forecast", site.name), known)
+
+        def work() -> LinearWeight:
+            found = method.solve(weight, seen, site)
+            torch.isfinite(found.dense()).all()
+            return found
+
+        return _timed(work)
+
     def alone(self, step: Step) -> float | None:
         """Seconds of a step that shares no pass with others; None for what learns, which arbitrary tokens do not tell."""
-        if isinstance(step.method, BlockMethod):
+        if isinstance(step.method, BlockMethod | TaughtMethod):
             return None
         return self.scaling(step) if isinstance(step.method, ScaleMethod) else self.other(step)
 
@@ -247,10 +297,8 @@ class _Rehearsal:
         search, folds = _timed(self.anatomy.folds)
         here = [fold for fold in folds if fold.block == self.block]
         needs = {site: tuple(data) for fold in here for site in fold.consumers}
-        entering = list(self.stream.hidden)
-        passed, seen = _timed(lambda: self.stream.collect(self.block, needs, advance=True))
-        self.stream.hidden[:] = entering
-        took = sum(_timed(lambda fold=fold: self._asked(method, fold, data, seen.sites))[0] for fold in here)
+        passed, seen = self.shows(needs)
+        took = sum(_usual(lambda fold=fold: lambda: self._asked(method, fold, data, seen.sites))[0] for fold in here)
         blocks = len(self.anatomy.blocks)
         return search + self.shown.batches * (self.record + passed * blocks) + took * blocks
 
@@ -270,10 +318,18 @@ def _swept(method: Method) -> bool:
     return isinstance(method, LinearMethod) and not isinstance(method, BlockMethod)
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
     begun = perf_counter()
     made = work()
     return perf_counter() - begun, made
+
+
+def _usual(prepared: Callable[[], Callable[[], T]]) -> tuple[float, T]:
+    """What some work usually takes. prepared: makes it ready once more, which is not counted."""
+    runs = [_timed(prepared())]
+    while sum(spent for spent, _ in runs) < ENOUGH and len(runs) < MOST:
+        runs.append(_timed(prepared()))
+    return median(spent for spent, _ in runs[1:] or runs), runs[-1][1]
 
 
 def activations(recipe: Recipe, width: int) -> int:

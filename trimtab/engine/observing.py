@@ -13,6 +13,7 @@ from trimtab.core.errors import CalibrationError
 from trimtab.core.kinds import Original, Seen, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress
+from trimtab.core.taught import Teacher
 from trimtab.engine.references import Matrices
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def is_statistic(need: type) -> bool:
     """Whether it has to be collected; the others are known without showing anything."""
-    return need not in (Original, Storage, Trials)
+    return need not in (Original, Storage, Trials, Teacher)
 
 
 @contextmanager

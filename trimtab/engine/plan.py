@@ -10,8 +10,12 @@ from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, ModelM
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step, Where
 from trimtab.core.registry import kind
+from trimtab.core.scratch import ScratchMethod
+from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import TrainedMethod
+from trimtab.engine.by_factor import factors, rounds_factors
 from trimtab.engine.storage import Files
+from trimtab.formats import Chain
 
 Came = Mapping[Site, type[LinearWeight]]
 
@@ -63,7 +67,7 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
     for number, (step, (sites, matched)) in enumerate(zip(recipe.steps, where, strict=True), 1):
         left = None
         if isinstance(step.method, LinearMethod):
-            _fit(step.method, sites, held, came)
+            _fit(step.method, sites, held, came, files.specs)
             held |= dict.fromkeys(sites, step.method.gives)
             came = {site: kind for site, kind in came.items() if site not in sites}
             left = _per_weight(files.take(number, sites), sites)
@@ -72,6 +76,14 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
             files.rewrite(getattr(step.method, "unties", False), getattr(step.method, "preserves", False))
+            if given := getattr(step.method, "gives", ()):
+                held = {site: (*kinds, *given) if site.block is not None else kinds for site, kinds in held.items()}
+                came = {}
+        elif isinstance(step.method, TaughtMethod):
+            _enough_text(step.method, recipe)
+            if not step.method.packed:
+                _dense_only(step, anatomy, held)
+            files.rewrite(False, step.method.preserves)
         steps.append(
             PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe))
         )
@@ -82,7 +94,19 @@ def _untrained(recipe: Recipe) -> None:
     for step in recipe.steps:
         if isinstance(step.method, TrainedMethod):
             id = step.method.card.id
-            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab adapt MODEL DATA --method {id} -o OUT")
+            scratch = isinstance(step.method, ScratchMethod)
+            how = f"grow own-2m --method {id} -o OUT" if scratch else f"adapt MODEL DATA --method {id} -o OUT"
+            raise RecipeError(f"{id} is trained, which no recipe does; write trimtab {how}")
+
+
+def _enough_text(method: TaughtMethod, recipe: Recipe) -> None:
+    given = recipe.calibration
+    windows = -(-given.tokens // given.length)
+    if windows < method.batch:
+        raise RecipeError(
+            f"{method.card.id} takes {method.batch} windows a step, the calibration text makes {windows}; "
+            f"show at least {method.batch * given.length} tokens (--tokens), or use a smaller batch"
+        )
 
 
 def resolve(anatomy: Anatomy, where: Where) -> tuple[tuple[Site, ...], dict[str, int]]:
@@ -113,11 +137,20 @@ def takes(method: LinearMethod, format: type[LinearWeight]) -> bool:
     return LinearWeight in method.takes or issubclass(format, method.takes)
 
 
-def _fit(method: LinearMethod, sites: Sequence[Site], held: dict[Site, tuple[type[LinearWeight], ...]], came: Came) -> None:
+def _fit(
+    method: LinearMethod,
+    sites: Sequence[Site],
+    held: dict[Site, tuple[type[LinearWeight], ...]],
+    came: Came,
+    specs: Mapping[Site, dict[str, Any] | None],
+) -> None:
     for site in sites:
-        method.fits(site)
+        parts = factors(method, site, specs[site])
+        apart = parts or (specs[site] is None and rounds_factors(method))
+        for place in [site, *parts]:
+            method.fits(place)
         for format in held[site]:
-            if not takes(method, format):
+            if not takes(method, format) and not (apart and issubclass(format, Chain)):
                 taken = " or ".join(t.__name__ for t in method.takes)
                 raise RecipeError(f"{method.card.id} takes {taken}, but {_why_not(method.card.id, site, format, came)}")
 

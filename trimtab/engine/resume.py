@@ -14,20 +14,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from trimtab import formats
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import SetWeight
+from trimtab.core.edits import SetParam, SetWeight
 from trimtab.core.kinds import LinearMethod, LinearWeight
 from trimtab.core.places import Site
 from trimtab.core.report import Receipt
 from trimtab.engine.apply import apply
 from trimtab.engine.packed_linear import PackedLinear
 from trimtab.engine.sweep import Stream
-from trimtab.formats import Masked
+from trimtab.formats import Dense, Masked
 
 if TYPE_CHECKING:
     from trimtab.engine.run import Bench
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Part = tuple[dict[str, Tensor], dict[str, Any]]  # tensors by name, and JSON about them
 WEIGHTS, STREAM, HELD = "weights.", "stream.", "held"  # names of parts
 MASK = "held:"  # within a part of weights
+BIAS = "bias:"  # the same: [1, out]
 PIECE = 1 << 26  # bytes of activations in one part
 
 
@@ -53,6 +55,8 @@ class Keeper(Protocol):
     def keep(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None: ...
 
     def forget(self, prefix: str) -> None: ...  # the parts whose names begin so
+
+    def place(self, name: str) -> Path | None: ...  # a folder for the state of a training; None: nothing is kept
 
     def whole(self, model: nn.Module) -> None: ...  # keep the model as it is; parts of it are forgotten by the caller
 
@@ -78,6 +82,9 @@ class Unkept:
 
     def forget(self, prefix: str) -> None:
         """Nothing."""
+
+    def place(self, name: str) -> Path | None:
+        return None
 
     def whole(self, model: nn.Module) -> None:
         """Nothing."""
@@ -183,6 +190,13 @@ def block_done(
     return True
 
 
+def pause(bench: Bench) -> None:
+    """A step begins that keeps a state of its own while it lasts; what led there is kept first."""
+    if bench.place.changed:
+        _keep_changed(bench, Anatomy.of(bench.model))
+    _commit(bench, [])
+
+
 def phase_done(bench: Bench, number: int, linear: bool) -> None:
     """All of a phase is in the model."""
     place = bench.place
@@ -218,8 +232,14 @@ def _keep_changed(bench: Bench, anatomy: Anatomy) -> None:
 def _keep_block(bench: Bench, anatomy: Anatomy, part: str, sites: Sequence[Site]) -> None:
     now = {site.name: anatomy.weight(site) for site in sites}
     held = {f"{MASK}{site.name}": bench.held[site.name] for site in sites if site.name in bench.held}
-    tensors, specs = _parts({**now, **held})
+    tensors, specs = _parts({**now, **held, **_biases(anatomy, sites)})
     bench.keeper.keep(part, tensors, {"block": sites[0].block, "specs": specs})
+
+
+def _biases(anatomy: Anatomy, sites: Sequence[Site]) -> dict[str, LinearWeight]:
+    """Of the matrices that have one of their own: a step may have made or changed it."""
+    found = {site.name: anatomy.bias(site) for site in sites if site.index is None}
+    return {f"{BIAS}{name}": Dense(bias[None]) for name, bias in found.items() if bias is not None}
 
 
 def _commit(bench: Bench, streams: Sequence[Stream]) -> None:
@@ -245,10 +265,12 @@ def _put_back(bench: Bench, anatomy: Anatomy, part: Part) -> None:
     tensors, about = part
     weights = _weights((tensors, about["specs"]))
     masks = {name.removeprefix(MASK): w for name, w in weights.items() if name.startswith(MASK) and isinstance(w, Masked)}
-    own = {name: weight for name, weight in weights.items() if not name.startswith(MASK)}
+    own = {name: weight for name, weight in weights.items() if not name.startswith((MASK, BIAS))}
+    biases = {n.removeprefix(BIAS): w.weight[0] for n, w in weights.items() if n.startswith(BIAS) and isinstance(w, Dense)}
     with bench.at(about["block"]):
         # packed: it is what stood there, so nothing else may be made of it.
         apply(anatomy, [SetWeight(anatomy.site(name), weight) for name, weight in own.items()], packed=True)
+        apply(anatomy, [SetParam(f"{anatomy.site(name).path}.bias", bias) for name, bias in biases.items()])
     for name in own:
         bench.held.pop(name, None)
     bench.held.update(masks)

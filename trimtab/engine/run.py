@@ -9,23 +9,21 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import SetWeight
-from trimtab.core.errors import CalibrationError, ModelError, UsageError
-from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Original, Seen, Statistic, Storage, Trials
+from trimtab.core.errors import CalibrationError, UsageError
+from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Statistic, Storage, Trials
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import kind
 from trimtab.core.report import Profile, Receipt
 from trimtab.core.seeds import Seeds
-from trimtab.engine.apply import apply
+from trimtab.core.taught import School
 from trimtab.engine.channels import narrow
 from trimtab.engine.depot import Depot, Filed
 from trimtab.engine.folding import fold
@@ -39,11 +37,12 @@ from trimtab.engine.resume import UNKEPT, Begun, Keeper, Place, block_done, done
 from trimtab.engine.rewriting import rewrite
 from trimtab.engine.search import Judging, trials
 from trimtab.engine.shelf import Shelf
+from trimtab.engine.solving import Shared, Work, solve
 from trimtab.engine.storage import Files
 from trimtab.engine.sweep import Stats, Stream
+from trimtab.engine.teaching import teach
 from trimtab.engine.tuning import tune
 from trimtab.formats import Masked
-from trimtab.stats import Gram
 from trimtab.tensors.products import fast_products
 
 
@@ -70,6 +69,8 @@ class Bench:
     place: Place = field(default_factory=Place)
     begun: Begun | None = None  # the phase that an earlier process was in, until it is taken up
     judging: Judging | None = None  # how candidates are judged where a method searches
+    school: School | None = None  # who trains where a method is taught
+    teacher: torch.nn.Module | None = None  # the model before the first step, where a method needs it
 
     def stored_bits(self, weight: LinearWeight) -> float:
         """Bits per weight as it will be written: sparse matrices are written with their zeros unless `packed`."""
@@ -107,6 +108,8 @@ def run(
     keeper: Keeper = UNKEPT,
     depot: Depot | None = None,
     judging: Judging | None = None,
+    school: School | None = None,
+    teacher: torch.nn.Module | None = None,
 ) -> Bench:
     """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
 
@@ -116,6 +119,7 @@ def run(
     the model is then to be the one it was given before, or the last one that the keeper was given as a whole.
     depot: where the model's blocks are, if they are not in memory; then all steps are linear ones, and none searches.
     judging: how methods that search judge candidates; by default on the batches, which a note then says.
+    school, teacher: who trains where a method is taught, and the untouched model where it learns from that.
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
@@ -126,7 +130,7 @@ def run(
             before = int(keeper.record["before"])
     compute, seeds = getattr(torch, recipe.calibration.compute), Seeds(recipe.seed)
     bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {}, keeper=keeper, depot=depot)
-    bench.judging = judging
+    bench.judging, bench.school, bench.teacher = judging, school, teacher
     training = model.training
     model.eval()
     try:
@@ -152,8 +156,6 @@ def _carry_out(bench: Bench) -> None:
 
 
 Numbered = tuple[int, Step]
-Work = dict[int, dict[Site, LinearMethod]]
-Shared = dict[tuple[int, Any], dict[Any, Any]]  # by step, and by what was seen: one input, one entry
 
 
 def _phases(steps: Iterable[Step]) -> list[list[Numbered]]:
@@ -223,7 +225,7 @@ def _block(
     shared: Shared = {}
     for site in sites:
         bench.watch(Progress("sweep", block or 0, len(anatomy.blocks), site.name))
-        _site(bench, anatomy, site, work, stats.get(site, {}), shared)
+        solve(bench, anatomy, site, work, stats.get(site, {}), shared)
 
 
 def _strengths(bench: Bench, anatomy: Anatomy, steps: list[Numbered]) -> Work:
@@ -309,61 +311,4 @@ def _refuse_outside(work: Work, sites: Sequence[Site]) -> None:
             )
 
 
-def _site(bench: Bench, anatomy: Anatomy, site: Site, work: Work, stats: Stats, shared: "Shared") -> None:
-    """Take one matrix through all steps of the phase and put the result into the model."""
-    weight = bench.weight(anatomy, site)
-    original = weight.dense()
-    if not bool(torch.isfinite(original).all()):
-        raise ModelError(f"{site.name} has values that are not finite numbers; fetch the model again")
-    for number, chosen in work.items():
-        if site not in chosen:
-            continue
-        method, before, begun = chosen[site], weight, perf_counter()
-        common = shared.setdefault((number, tuple(map(id, stats.values())) or site.name), {})
-        seen = Seen({**stats, Original: original}, bench.seeds.at(number, site.name), common)
-        with bench.profile("solve"):
-            weight = _solved(method, weight, seen, site)
-        bench.drew |= seen.drew
-        bench.receipts.append(
-            Receipt(
-                number,
-                str(method),
-                site.name,
-                weight.kind,
-                original.numel(),
-                bench.stored_bits(before),
-                bench.stored_bits(weight),
-                perf_counter() - begun,
-                _output_error(original, weight, stats.get(Gram)),
-                seen.notes,
-            )
-        )
-    with bench.profile("apply"):
-        apply(anatomy, [SetWeight(site, weight)], bench.packed)
-    if isinstance(weight, Masked) and not bench.packed and max(work) < len(bench.recipe.steps):
-        bench.held[site.name] = weight
-    else:
-        bench.held.pop(site.name, None)
-
-
-def _solved(method: LinearMethod, weight: LinearWeight, seen: Seen, site: Site) -> LinearWeight:
-    try:
-        solved = method.solve(weight, seen, site)
-    except ArithmeticError as error:
-        cure = "; show more or other calibration text" if any(map(is_statistic, method.needs)) else ""
-        raise CalibrationError(f"{method.card.id} at {site.name}: {error}{cure}") from error
-    if not bool(torch.isfinite(solved.dense()).all()):
-        raise CalibrationError(f"{method.card.id} at {site.name}: the result is not finite")
-    return solved
-
-
-def _output_error(original: Tensor, weight: LinearWeight, gram: Tensor | None) -> float | None:
-    """||(W - W') X||^2 / ||W X||^2 over the calibration tokens."""
-    if gram is None:
-        return None
-    change = original - weight.dense()
-    whole = float(((original @ gram) * original).sum(dtype=torch.float64))
-    return float(((change @ gram) * change).sum(dtype=torch.float64)) / whole if whole > 0 else None
-
-
-_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": rewrite, "scale": fold}
+_RUNNERS = {"linear": _linear, "block": _linear, "channel": narrow, "model": rewrite, "scale": fold, "taught": teach}

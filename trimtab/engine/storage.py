@@ -16,6 +16,7 @@ from trimtab.core.errors import UsageError
 from trimtab.core.kinds import LinearMethod, ScaleMethod, Storage
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step
+from trimtab.engine import by_factor
 from trimtab.formats import Masked, header
 from trimtab.formats.plain import stored_bytes
 
@@ -182,7 +183,7 @@ def promised(method: LinearMethod, site: Site, given: Spec | None, packed: bool)
         return None
     if not packed and all(gives is Masked for gives in method.gives):
         return given  # stored as it was, with zeros
-    return method.promises(site, given)
+    return by_factor.promised(method, site, given) if by_factor.factors(method, site, given) else method.promises(site, given)
 
 
 def tensors(model: Any) -> list[Any]:

@@ -1,15 +1,19 @@
 """Containers: the ways a weight matrix can be stored. `dense()` defines each of them."""
 
 from trimtab.core.kinds import LinearWeight
+from trimtab.formats.activations import Activations
 from trimtab.formats.bitplanes import BitPlanes
 from trimtab.formats.block_diagonal import BlockDiagonal
+from trimtab.formats.butterfly import Butterfly
 from trimtab.formats.codebook import Codebook
 from trimtab.formats.dense import Dense
 from trimtab.formats.forward import linear
 from trimtab.formats.grouped import Grouped, check_group_size
+from trimtab.formats.kronecker import Kronecker
 from trimtab.formats.lattice import Lattice
 from trimtab.formats.lowrank import Chain, low_rank
 from trimtab.formats.masked import Masked
+from trimtab.formats.mpo import Mpo
 from trimtab.formats.nm import NM
 from trimtab.formats.pyramid import Pyramid
 from trimtab.formats.registry import FORMATS, build, layout
@@ -30,11 +34,15 @@ _OURS: tuple[type[LinearWeight], ...] = (
     Codebook,
     Pyramid,
     BlockDiagonal,
+    Mpo,
+    Butterfly,
     Lattice,
     Chain,
     Sum,
     Rotated,
     Rotation,
+    Activations,
+    Kronecker,
 )
 FORMATS.update({format.kind: format for format in _OURS})
 
@@ -47,14 +55,18 @@ def is_plain(weight: LinearWeight) -> bool:
 __all__ = [
     "FORMATS",
     "NM",
+    "Activations",
     "BitPlanes",
     "BlockDiagonal",
+    "Butterfly",
     "Chain",
     "Codebook",
     "Dense",
     "Grouped",
+    "Kronecker",
     "Lattice",
     "Masked",
+    "Mpo",
     "Pyramid",
     "Rotated",
     "Rotation",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trimtab.core.kinds import LinearMethod, LinearWeight, Seen
-from trimtab.core.knobs import rate
+from trimtab.core.knobs import count, rate
 from trimtab.core.places import Site
 from trimtab.formats.dense import Dense
 from trimtab.formats.lowrank import Chain, low_rank
@@ -26,12 +26,13 @@ class Factored(LinearMethod):
     gives: ClassVar = (Chain, Dense)
 
     keep: float = rate("fraction of the matrix's parameters that the two factors may hold; 1: left as it is", 0.8, low=0.01)
+    multiple: int = count("of which a rank is a multiple, rounded down, where it is not below", 1)
 
     @abstractmethod
     def factors(self, weight: Dense, rank: int, seen: Seen) -> Factors:
         """Factors of this rank; the inputs are declared in `needs`."""
 
-    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any]:
+    def promises(self, site: Site, spec: Mapping[str, Any]) -> dict[str, Any] | None:
         rank = self._rank(site)
         return low_rank_spec(site.shape, rank, spec["dtype"]) if rank else dict(spec)
 
@@ -47,4 +48,5 @@ class Factored(LinearMethod):
     def _rank(self, site: Site) -> int:
         """0 beyond the break-even."""
         rank, (out, inputs) = rank_for(site.shape, self.keep), site.shape
+        rank -= rank % self.multiple if rank > self.multiple else 0
         return rank if self.keep < 1 and rank * (out + inputs) < out * inputs else 0

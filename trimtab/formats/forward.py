@@ -1,6 +1,7 @@
 """How a weight is applied: y = x W^T + bias, following the structure instead of multiplying it out where that is cheaper.
 
-A chain is applied factor by factor, a sum part by part, a rotation to the activations; every other format, a leaf, through
+A chain is applied factor by factor, a sum part by part, a rotation and a rounding to the activations, a Kronecker product
+factor by factor; every other format, a leaf, through
 dense(). This is the specification in terms of outputs, and the path where no kernel serves a format.
 """
 
@@ -11,9 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.core.kinds import LinearWeight
+from trimtab.formats.activations import Activations
 from trimtab.formats.block_diagonal import BlockDiagonal
+from trimtab.formats.butterfly import Butterfly
 from trimtab.formats.codebook import Codebook
+from trimtab.formats.kronecker import Kronecker
 from trimtab.formats.lowrank import Chain
+from trimtab.formats.mpo import Mpo
 from trimtab.formats.rotated import Rotated
 from trimtab.formats.rotation import Rotation
 from trimtab.formats.sum import Sum
@@ -22,11 +27,20 @@ from trimtab.tensors.hadamard import inverse, transform
 
 
 def through_dense(x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
-    """One product with the unpacked matrix, or with the blocks of a block-diagonal one, in the dtype of x."""
+    """One product with the unpacked matrix, or with its blocks, cores or factors where these are less, in the dtype of x."""
     if isinstance(weight, BlockDiagonal):
         y = from_right(x.reshape(-1, weight.shape[1]), weight.blocks.to(x.dtype).mT).view(*x.shape[:-1], weight.shape[0])
         return y if bias is None else y + bias
+    if is_short(weight):
+        # In float32: what is rounded at every factor adds up.
+        y = weight.times(x.reshape(-1, weight.shape[1]).float()).to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+        return y if bias is None else y + bias
     return F.linear(x, weight.dense().to(x.dtype), bias)
+
+
+def is_short(weight: LinearWeight) -> TypeGuard[Mpo | Butterfly]:
+    """Whether going through the structure multiplies less than the unpacked matrix would."""
+    return isinstance(weight, Mpo | Butterfly) and weight.is_short
 
 
 FEW = 8  # rows of x up to which picking sums out of a table beats the product: the table is read once, the picks per row
@@ -66,10 +80,15 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None, leaf: Le
         return total
     if isinstance(weight, Rotated):
         return linear(transform(x, weight.block, weight.signs), weight.inner, bias, leaf)
+    if isinstance(weight, Activations):
+        return linear(weight.rounded(x), weight.inner, bias, leaf)
     if picks(weight, x):
         return _picked(x, weight, bias)
     if isinstance(weight, Rotation):
         y = inverse(x, weight.block, weight.signs)
+        return y if bias is None else y + bias
+    if isinstance(weight, Kronecker):
+        y = weight.applied(x)
         return y if bias is None else y + bias
     return leaf(x, weight, bias)
 
@@ -80,9 +99,9 @@ def leaves(weight: LinearWeight) -> Iterator[LinearWeight]:
         parts = weight.factors
     elif isinstance(weight, Sum):
         parts = weight.parts
-    elif isinstance(weight, Rotated):
+    elif isinstance(weight, Rotated | Activations):
         parts = (weight.inner,)
-    elif isinstance(weight, Rotation):
+    elif isinstance(weight, Rotation | Kronecker):
         return
     else:
         yield weight

@@ -16,10 +16,12 @@ from trimtab.core.errors import DataError, ModelError, UsageError
 from trimtab.core.expression import steps as read_expression
 from trimtab.core.kinds import Method
 from trimtab.core.progress import Progress, Watcher, unwatched
-from trimtab.core.recipe import Where
+from trimtab.core.recipe import Calibration, Where
+from trimtab.core.scratch import ScratchMethod
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import AdapterMethod, Delta, Hook, ScheduleMethod, TrainedMethod
 from trimtab.data.examples import Examples, examples, held_out
+from trimtab.data.windows import calibration_windows
 from trimtab.engine import adapting
 from trimtab.formats import is_plain
 from trimtab.host import adapters, checkpoint
@@ -58,7 +60,11 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is to be learned and how. steps: None means `epochs` passes over the rows. validation: another source, or a share."""
+    """What is to be learned and how.
+
+    steps: None means `epochs` passes over the rows. validation: another source, or a share. general: text that is not learned,
+    for methods that look at some.
+    """
 
     data: str
     length: int = 256
@@ -68,6 +74,7 @@ class Lesson:
     learning_rate: float = 2e-4
     decay: float = 0.0
     validation: str | float = 0.05
+    general: str = Calibration().text
     seed: int = 0
 
     def course(self, rows: int) -> Course:
@@ -165,7 +172,13 @@ def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watch
     """end: None in a process that writes nothing."""
     course, anatomy = job.lesson.course(len(job.train.rows)), Anatomy.of(job.model)
     trained, deltas, hooks = prepared(anatomy, job.method, job.where, Seeds(job.lesson.seed))
-    identity = {"model": job.base.fingerprint, "method": job.method.card.id, **job.method.knobs(), "layers": list(deltas)}
+    identity = {
+        "model": job.base.fingerprint,
+        "general": job.lesson.general,
+        "method": job.method.card.id,
+        **job.method.knobs(),
+        "layers": list(deltas),
+    }
     tuned = tune(
         job.model,
         trained,
@@ -175,10 +188,15 @@ def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watch
         validation=job.validation.rows,
         pace=job.pace,
         hooks=hooks,
+        general=lambda count: calibration_windows(
+            job.lesson.general, job.tokenizer, count * course.length, course.length, job.lesson.seed
+        ),
         identity=identity,
         watch=watch,
     )
-    count = sum(parameter.numel() for parameter in trained.values())
+    # A hook may have put one parameter in the place of several.
+    left = set(map(id, job.model.parameters()))
+    count = sum(parameter.numel() for parameter in trained.values() if id(parameter) in left)
     numbers = (len(job.train.rows), len(job.validation.rows), job.train.truncated, job.train.dropped)
     done = Adapted(job.out, str(job.method), count, *numbers, tuned, peak_memory())
     if end is not None:
@@ -230,6 +248,9 @@ def as_trained(method: TrainedMethod | Method | str) -> TrainedMethod:
         if by is not None or more:
             raise UsageError(f"{method!r:.200} is not one method; write e.g. lora(rank=16)")
         method = found
+    if isinstance(method, ScratchMethod):
+        id = method.card.id
+        raise UsageError(f"{id} is for models without a history; write trimtab grow own-2m --method {id} -o OUT")
     if not isinstance(method, AdapterMethod | ScheduleMethod):
         raise UsageError(f"{method.card.id} is not trained on data; write trimtab compress MODEL --method {method.card.id}")
     return method
@@ -251,7 +272,8 @@ def prepared(
     """(the parameters that are trained, deltas by path, hooks)"""
     if isinstance(method, AdapterMethod):
         deltas = adapting.attach(anatomy, method, where, seeds)
-        hook = method.hook(deltas)
+        sites = {site.path: site for site in anatomy.sites if site.index is None}
+        hook = method.hook({sites[path]: delta for path, delta in deltas.items()})
         return _wanting(anatomy.model), deltas, [hook] if hook else []
     assert isinstance(method, ScheduleMethod)
     if where != Where():

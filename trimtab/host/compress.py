@@ -1,5 +1,6 @@
 """The main job from end to end: open a model, check the plan, run the recipe, write the result or nothing at all."""
 
+import copy
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from trimtab.core.kinds import ChannelMethod, Method, Original, Storage
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
+from trimtab.core.taught import TaughtMethod
 from trimtab.data.windows import calibration_windows
 from trimtab.engine.depot import Depot
 from trimtab.engine.memory import parted_heap
@@ -29,6 +31,7 @@ from trimtab.engine.plan import plan as planned
 from trimtab.engine.references import named
 from trimtab.engine.resume import UNKEPT
 from trimtab.engine.run import run
+from trimtab.engine.teaching import needs_teacher
 from trimtab.engine.unpacking import unpack
 from trimtab.host.card import model_card, receipt
 from trimtab.host.checkpoint import load, local_folder, save
@@ -41,6 +44,7 @@ from trimtab.host.peak import peak_memory
 from trimtab.host.preflight import Preflight, check_opening, preflight
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_apart, check_target, ensure_space, recover
+from trimtab.host.school import school
 from trimtab.host.searching import Judges, folder_for, held_out_tokens, judging
 from trimtab.host.source import history
 from trimtab.host.store import Store
@@ -198,7 +202,8 @@ def _carried_out(
         if keeping.folder is not None:
             model = load(keeping.folder, asked.device, "auto")[0]
     others = {name: load(folder, asked.device)[0] for name, folder in bases.items()}
-    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot, how)
+    teacher = _teacher(asked, model) if needs_teacher(asked.recipe) else None
+    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot, how, school, teacher)
     notes += [*bench.notes, *(equally_wide(model) if _uniform(asked.recipe) else [])]
     report = Report(
         asked.name,
@@ -212,6 +217,14 @@ def _carried_out(
         made=provenance(),
     )
     return Compressed(model, tokenizer, report, expected), depot
+
+
+def _teacher(asked: _Asked, model: PreTrainedModel) -> PreTrainedModel:
+    """The model before the first step, of its own and never trained."""
+    if isinstance(asked.model, PreTrainedModel):
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    found: PreTrainedModel = load(resolve_model(str(asked.model)), asked.device, asked.dtype or "auto")[0]
+    return found.eval().requires_grad_(False)
 
 
 def _uniform(recipe: Recipe) -> bool:
@@ -290,7 +303,9 @@ def as_recipe(recipe: Asked) -> Recipe:
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether any step looks at activations."""
     methods = [m for step in recipe.steps for m in (step.method, step.by) if m is not None]
-    return any(need not in (Original, Storage) for method in methods for need in method.needs)
+    return any(need not in (Original, Storage) for method in methods for need in method.needs) or any(
+        isinstance(method, TaughtMethod) for method in methods
+    )
 
 
 def _opened(

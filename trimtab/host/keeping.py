@@ -27,6 +27,7 @@ from trimtab.host.store import CURRENT, Store, held
 
 EVERY = 20.0  # seconds
 SHARE = 0.025
+TRAININGS = "trainings"
 
 
 def state_of(out: str | Path) -> Path:
@@ -105,6 +106,11 @@ class Keeping:
     def part(self, name: str) -> Part:
         return self.store.get(self.parts[name])
 
+    def place(self, name: str) -> Path:
+        """It lasts until the result is there."""
+        (self.store.folder / TRAININGS).mkdir(exist_ok=True)
+        return self.store.folder / TRAININGS / name
+
     def due(self) -> bool:
         wait = max(self.every, self.cost / SHARE) if self.every else 0.0
         return not self.stopped and time.monotonic() - self.last >= wait
@@ -167,7 +173,8 @@ class Keeping:
         return Report(**{**content, "receipts": receipts, "measurements": [Measurement(**m) for m in content["measurements"]]})
 
     def _commit(self, state: "State", more: Mapping[str, Any]) -> None:
-        refers = {*state.parts.values(), *([state.model["name"]] if state.model else [])}
+        folders = [name for name in (TRAININGS,) if (self.store.folder / name).is_dir()]
+        refers = {*state.parts.values(), *([state.model["name"]] if state.model else []), *folders}
         self.store.commit({**asdict(state), **more, "identity": self.identity}, refers)
         self.committed = state
 

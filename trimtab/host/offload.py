@@ -60,8 +60,9 @@ def open_model(folder: Path, dtype: torch.dtype | None, place: Path) -> tuple[Pr
     _compute_buffers(model, stored)  # before there are parameters: families begin theirs anew with them
     _check_names(model, stored, folder)
     known = _filled(model, stored, wanted)
-    if (folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    own = (folder / "generation_config.json").exists()  # if not, as `from_pretrained` does
+    about = {} if own else {"config_file_name": "config.json", "_from_model_config": True}
+    model.generation_config = GenerationConfig.from_pretrained(folder, **about)
     place.mkdir(parents=True, exist_ok=True)
     return model.eval(), Depot(model, known, place), checkpoint.load_tokenizer(folder)
 

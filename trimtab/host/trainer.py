@@ -12,18 +12,14 @@ result. A loss that is not finite ends the training before it can touch a parame
 import hashlib
 import math
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-import numpy
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -38,12 +34,14 @@ from trimtab.core.trained import Hook
 from trimtab.data.examples import IGNORED, Row, batch
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.host.pretrain import CLIP, RECENT, Course
+from trimtab.host.traceless import lent, own_randomness
 from trimtab.host.tuned import Keeper, Tuned
+from trimtab.tensors.losses import next_token
 
-ANSWER = "is_quantized"  # the attribute by which the Trainer asks
 CHECKPOINTS = 10  # in a whole training
 Batch = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
+Windows = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,20 @@ class Pace:
     recompute: bool = False
 
 
+def no_text(windows: int) -> Tensor:
+    """Raises `UsageError`: what stands in where nobody says what general text is."""
+    raise UsageError("the method looks at general text, and there is none; name some with --general")
+
+
 def answers(model: nn.Module, given: Batch, count: Tensor) -> Tensor:
     """The usual objective: cross-entropy of the learned tokens, summed and divided by `count`, how many the whole step has."""
     logits = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"], use_cache=False).logits
-    labels = given["labels"][:, 1:].flatten()
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=IGNORED, reduction="sum") / count
+    return next_token(logits, given["labels"], IGNORED) / count
 
 
 def tune(
     model: PreTrainedModel,
-    trained: Mapping[str, nn.Parameter],
+    trained: Mapping[str, Tensor],
     rows: Sequence[Row],
     course: Course,
     place: Path,
@@ -79,24 +81,32 @@ def tune(
     pace: Pace = Pace(),
     hooks: Sequence[Hook] = (),
     objective: Objective = answers,
+    rates: Mapping[str, float] | None = None,
+    general: Windows = no_text,
     identity: Mapping[str, Any] | None = None,
     watch: Watcher = unwatched,
 ) -> Tuned:
     """Trains the parameters `trained`, by name, in place; goes on from the checkpoint folder `place`, which stays.
 
-    course.length is that of the longest row. identity: what else the result depends on; a checkpoint with another one is
-    refused. Raises `DataError` for too few rows, `UsageError` for somebody else's checkpoint, `ModelError` for a damaged one
-    and `TrimtabError` where the loss is not finite.
+    Among them may be state that wants no gradient. course.length is that of the longest row. rates: the highest learning rate
+    of parameters, by name, where it is not the course's. general: makes [n, length] tokens of other text, for hooks that ask.
+    identity: what else the result depends on; a checkpoint with another one is refused. Raises `DataError` for too few rows,
+    `UsageError` for somebody else's checkpoint, `ModelError` for a damaged one and `TrimtabError` where the loss is not finite.
     """
     _check(rows, course, pace)
-    optimizer = AdamW(trained.values(), lr=course.learning_rate, weight_decay=course.decay)
+    others = rates or {}
+    by_rate = [(others.get(name, course.learning_rate), value) for name, value in trained.items()]
+    groups = [{"params": [v for r, v in by_rate if r == rate], "lr": rate} for rate in dict.fromkeys(r for r, _ in by_rate)]
+    optimizer = AdamW(groups, lr=course.learning_rate, weight_decay=course.decay)
     whose = {
         **(identity or {}),
         **{"batch": course.batch, "seed": course.seed, "rows": digest_of(rows), "validation rows": digest_of(validation)},
     }
-    keeper = Keeper(place, trained, optimizer, whose)
+    kept = {f"{number}.{name}": value for number, hook in enumerate(hooks) for name, value in hook.tensors().items()}
+    keeper = Keeper(place, trained, optimizer, whose, kept)
     so_far = keeper.resumed()
-    walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, keeper, so_far, watch)
+    walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, general, keeper, so_far, watch)
+    _begun(walk)
     if not walk.is_over:
         _walked(walk)
     keeper.restore_best(so_far)
@@ -164,6 +174,7 @@ class _Walk:
     pace: Pace
     hooks: Sequence[Hook]
     objective: Objective
+    text: Windows
     keeper: "Keeper"
     so_far: Tuned
     watch: Watcher
@@ -176,6 +187,36 @@ class _Walk:
         return found if isinstance(found, int) else 0
 
     @property
+    def steps(self) -> int:
+        return self.course.steps
+
+    @property
+    def learning_rate(self) -> float:
+        return self.course.learning_rate
+
+    @property
+    def seeds(self) -> Seeds:
+        return Seeds(self.course.seed)
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """As `core.trained.Training` says, a part for every forward pass of the step."""
+        rows, size, device = rows_at(self.rows, self.course, step), self.pace.at_once, self.model.device
+        learned = torch.tensor(_learned(rows), device=device)
+        for start in range(0, len(rows), size):
+            given = batch(rows[start : start + size], self.padding)
+            yield self.objective(self.model, {name: value.to(device) for name, value in given.items()}, learned)
+
+    def general(self, windows: int) -> Iterator[Tensor]:
+        for ids in self.text(windows).to(self.model.device):
+            given = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None]), "labels": ids[None]}
+            yield answers(self.model, given, torch.tensor(len(ids) - 1, device=ids.device))
+
+    def penalty(self) -> Tensor | float:
+        """The share of one pass; those of a step add up to what the hooks ask for."""
+        asked = (hook.penalty() for hook in self.hooks)
+        return sum(penalty for penalty in asked if penalty is not None) * self.pace.at_once / self.course.batch
+
+    @property
     def every(self) -> int:
         return self.pace.every or max(1, self.course.steps // CHECKPOINTS)
 
@@ -183,10 +224,10 @@ class _Walk:
     def is_over(self) -> bool:
         return self.so_far.stopped or len(self.so_far.losses) >= self.course.steps
 
-    def add(self, loss: Tensor) -> None:
+    def add(self, loss: Tensor, penalty: Tensor | float) -> None:
         """A part of the step's loss. Raises `TrimtabError` before anything is learned from one that is not finite."""
         value = float(loss.detach())
-        if not math.isfinite(value):
+        if not math.isfinite(value + float(torch.as_tensor(penalty).detach())):
             kept = self.keeper.steps
             raise TrimtabError(
                 f"the loss of step {len(self.so_far.losses) + 1} is not finite; "
@@ -256,9 +297,10 @@ class _Loop(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         loss = self.walk.objective(model, inputs, inputs["learned"])
-        self.walk.add(loss)
+        penalty = self.walk.penalty()
+        self.walk.add(loss, penalty)
         # Other processes hold the rest of the step, and gradients are averaged over processes.
-        return loss * self.accelerator.num_processes
+        return (loss + penalty) * self.accelerator.num_processes
 
 
 class _Around(TrainerCallback):
@@ -287,12 +329,21 @@ class _Around(TrainerCallback):
         control.should_training_stop = self.walk.is_over
 
 
+def _begun(walk: _Walk) -> None:
+    """Hooks begin where nothing is left to do, too: what they made of the model the first time they make again."""
+    with own_randomness(), nothing_kept_unpacked():
+        torch.set_rng_state(walk.seeds.at("begin").get_state())
+        walk.model.train()
+        for hook in walk.hooks:
+            hook.begin(walk)
+
+
 def _walked(walk: _Walk) -> None:
     """Takes the steps that are left."""
     walk.begin, begun = len(walk.so_far.losses), perf_counter() - walk.so_far.seconds
     course = walk.course
     schedule = LambdaLR(walk.optimizer, lambda step: course.rate(walk.begin + step) / course.learning_rate)
-    with own_randomness(), _lent(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
+    with own_randomness(), lent(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
         loop = _Loop(walk, _arguments(walk, scratch), schedule)
         walk.keeper.writes = is_first()
         walk.keeper.clock = lambda: perf_counter() - begun
@@ -324,28 +375,3 @@ def _arguments(walk: _Walk, scratch: str) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-
-
-@contextmanager
-def _lent(model: PreTrainedModel) -> Iterator[None]:
-    """The Trainer refuses models with packed matrices and does not see what stands beside them; here they are frozen. And it
-    writes into the config that nothing is to be cached in generation, which is for the time of training only."""
-    before, cached = getattr(model, ANSWER, False), getattr(model.config, "use_cache", True)
-    setattr(model, ANSWER, False)
-    try:
-        yield
-    finally:
-        setattr(model, ANSWER, before)
-        model.config.use_cache = cached
-
-
-@contextmanager
-def own_randomness() -> Iterator[None]:
-    """The Trainer sets the seeds of three libraries; afterwards they go on where they were."""
-    here, there = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(here)
-            numpy.random.set_state(there)

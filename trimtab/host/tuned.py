@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from trimtab.core.errors import ModelError, UsageError
@@ -23,7 +23,7 @@ from trimtab.host import manifest
 from trimtab.host.publish import publish, recover
 
 STATE, BEST, ABOUT = "state.safetensors", "best.safetensors", "about.json"
-WEIGHT = "weight"
+WEIGHT, KEPT = "weight", "kept"
 
 
 @dataclass
@@ -48,10 +48,22 @@ class Tuned:
 
 
 class Keeper:
-    """Writes and reads the checkpoints of one training. identity: JSON of what the result depends on."""
+    """Writes and reads the checkpoints of one training.
 
-    def __init__(self, place: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, identity: Mapping[str, Any]):
+    identity: JSON of what the result depends on. kept: what hooks remember.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        trained: Mapping[str, Tensor],
+        optimizer: Optimizer,
+        identity: Mapping[str, Any],
+        kept: Mapping[str, Tensor],
+    ):
         self.place, self.trained, self.optimizer = place, trained, optimizer
+        self.held: dict[str, Tensor] = {f"{WEIGHT}.{name}": value for name, value in trained.items()}
+        self.held |= {f"{KEPT}.{name}": value for name, value in kept.items()}
         self.identity = json.loads(json.dumps(identity, default=str))
         self.steps = 0  # taken when the latest checkpoint was written
         self.writes = True
@@ -81,13 +93,13 @@ class Keeper:
         so_far.seconds = self.clock()
         if not self.writes:
             return
-        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self.trained.items()}
-        state = {f"{WEIGHT}.{name}": weight for name, weight in weights.items()} | self._known()
-        needs = sum(value.nbytes for value in (*state.values(), *weights.values()))
+        held = {name: value.detach().cpu().contiguous() for name, value in self.held.items()}
+        state = held | self._known()
+        needs = sum(value.nbytes for value in (*state.values(), *held.values()))
         with publish(self.place, overwrite=True, needs=needs) as partial:
             save_file(state, partial / STATE)
             if so_far.best == len(so_far.losses):
-                save_file(weights, partial / BEST)
+                save_file(held, partial / BEST)
             elif so_far.best:
                 shutil.copyfile(self.place / BEST, partial / BEST)
             about = {"identity": self.identity, "tuned": asdict(so_far)}
@@ -99,8 +111,8 @@ class Keeper:
         """Gives the parameters the values that they had at the best validation, if there was one."""
         if not so_far.best or so_far.best == len(so_far.losses):
             return
-        for name, weight in load_file(self.place / BEST).items():
-            self.trained[name].copy_(weight)
+        for name, value in load_file(self.place / BEST).items():
+            self.held[name].copy_(value)
 
     def _check(self, identity: Mapping[str, Any]) -> None:
         for name in sorted(identity.keys() | self.identity.keys()):
@@ -121,11 +133,11 @@ class Keeper:
 
     @torch.no_grad()
     def _put(self, held: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.trained.items():
-            parameter.copy_(held[f"{WEIGHT}.{name}"])
+        for key, value in self.held.items():
+            value.copy_(held[key])
         for key, value in held.items():
             kind, _, name = key.partition(".")
-            if kind != WEIGHT:
+            if kind not in (WEIGHT, KEPT):
                 # The count of steps stays on the CPU, as the optimizer itself keeps it.
                 here = value if kind == "step" else value.to(self.trained[name].device)
                 self.optimizer.state[self.trained[name]][kind] = here

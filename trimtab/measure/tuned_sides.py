@@ -15,11 +15,11 @@ from torch import Tensor
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import ModelError, UsageError
 from trimtab.core.progress import Watcher, unwatched
-from trimtab.core.recipe import Recipe
+from trimtab.core.recipe import Calibration, Recipe
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import TrainedMethod
 from trimtab.data.examples import examples, held_out
-from trimtab.data.windows import evaluation_windows
+from trimtab.data.windows import calibration_windows, evaluation_windows
 from trimtab.host.adapt import prepared
 from trimtab.host.checkpoint import load
 from trimtab.host.compress import compress
@@ -31,6 +31,7 @@ from trimtab.measure.size import bits_per_weight
 from trimtab.tensors.products import fast_products
 
 TEXT = "asset:gsm8k"  # to measure on there is asset:gsm8k-rest
+GENERAL = Calibration().text
 COURSE = Course(steps=200, batch=4, length=256, decay=0.0)
 RATES = (3e-4, 1e-3, 3e-3)
 HELD_OUT = 0.1
@@ -78,6 +79,7 @@ def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch:
             validation=apart.rows,
             pace=Pace(at_once=course.batch, every=max(1, course.steps // 4)),
             hooks=hooks,
+            general=lambda count: calibration_windows(GENERAL, tokenizer, count * course.length, course.length, recipe.seed),
             identity={"recipe": str(recipe), "layers": list(deltas)},
             watch=watch,
         )

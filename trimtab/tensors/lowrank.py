@@ -37,6 +37,18 @@ def truncated(weight: Tensor, rank: int, root: Tensor | None = None) -> Factors:
     return Factors((u[:, :rank] * half).float(), right.float(), float(s[rank:].square().sum()))
 
 
+def principal(weight: Tensor, rank: int, spread: Tensor) -> Factors:
+    """Factors Q, Qᵀ W with Q [out, rank] the leading eigenvectors of W C Wᵀ, orthonormal; spread: C [in, in], symmetric.
+
+    Of all projections of the outputs of that rank the one that leaves the least of them. No factor of C is taken, which may be
+    singular.
+    """
+    wide = weight.double()
+    energy, directions = torch.linalg.eigh(wide @ spread.double() @ wide.T)  # ascending
+    kept = directions.flip(1)[:, :rank]
+    return Factors(kept.float(), (kept.T @ wide).float(), float(energy.clamp(min=0).flip(0)[rank:].sum()))
+
+
 def audible(sizes: Tensor) -> Tensor:
     """A diagonal metric [in] float64 from sizes of channels [in] >= 0 that may be zero: those get a thousandth of the mean.
 

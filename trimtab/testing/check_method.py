@@ -22,6 +22,8 @@ from trimtab.testing import (
     checks_model,
     checks_probe,
     checks_scale,
+    checks_scratch,
+    checks_taught,
     checks_trained,
 )
 
@@ -33,10 +35,12 @@ _OF_KIND: dict[str, tuple[Check, ...]] = {
     "channel": checks_channel.CHECKS,
     "model": checks_model.CHECKS,
     "scale": checks_scale.CHECKS,
+    "taught": checks_taught.CHECKS,
     "allocator": checks_allocator.CHECKS,
     "probe": checks_probe.CHECKS,
     "adapter": checks_trained.ADAPTER_CHECKS,
     "schedule": checks_trained.SCHEDULE_CHECKS,
+    "scratch": checks_scratch.CHECKS,
 }
 
 

@@ -18,9 +18,12 @@ from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMeth
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.observed import Observed
 from trimtab.core.recipe import Recipe, Step
+from trimtab.core.taught import TaughtMethod
 from trimtab.testing.problems import expect
 
-READ_BY_ENGINE = {ChannelMethod: ("sparsity", "of", "units", "uniform", "windows"), BlockMethod: ("epochs",)}
+READ_BY_ENGINE = {ChannelMethod: ("sparsity", "of", "units", "uniform", "windows"), BlockMethod: ("epochs",)} | {
+    TaughtMethod: ("steps", "batch", "learning_rate")
+}
 
 
 def is_registered(method: type[Any]) -> None:

@@ -16,6 +16,7 @@ from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, See
 from trimtab.core.knobs import knobs
 from trimtab.core.places import Role, Site
 from trimtab.core.seeds import Seeds
+from trimtab.core.taught import TaughtMethod
 from trimtab.formats import Dense, Grouped
 from trimtab.tensors.rounding import fit
 from trimtab.testing.weights import examples
@@ -127,8 +128,10 @@ def settings(method_class: type[Any]) -> Iterator[Any]:
 
 
 def brief(method: Any) -> Any:
-    """The method with a search that takes no time, if it searches."""
-    short = {"generations": 3, "offspring": 4, "starts": 4}
+    """The method with a search or a training that takes no time, if it searches or is taught."""
+    short = {"generations": 3, "offspring": 4, "starts": 4} | (
+        {"steps": 3, "batch": 2} if isinstance(method, TaughtMethod) else {}
+    )
     return replace(method, **{name: value for name, value in short.items() if name in method.knobs()})
 
 

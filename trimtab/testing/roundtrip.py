@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trimtab.core.recipe import Recipe
 from trimtab.engine.run import Bench, run
+from trimtab.engine.teaching import needs_teacher
 from trimtab.host.checkpoint import save
+from trimtab.host.school import school
 from trimtab.testing.problems import expect
 from trimtab.testing.tiny import tiny, tokens
 
@@ -40,7 +42,8 @@ def in_float64(family: str) -> PreTrainedModel:
 def ran(family: str, recipe: Recipe, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Bench]:
     """A tiny model after the recipe, and the record of what was done."""
     model = tiny(family, seed).to(dtype)
-    return model, run(model, recipe, shown(model))
+    teacher = tiny(family, seed) if needs_teacher(recipe) else None
+    return model, run(model, recipe, shown(model), school=school, teacher=teacher)
 
 
 def shown(model: PreTrainedModel) -> list[Tensor]:

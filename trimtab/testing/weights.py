@@ -8,14 +8,18 @@ from torch import Tensor
 from trimtab.core.kinds import LinearWeight
 from trimtab.formats import (
     NM,
+    Activations,
     BitPlanes,
     BlockDiagonal,
+    Butterfly,
     Chain,
     Codebook,
     Dense,
     Grouped,
+    Kronecker,
     Lattice,
     Masked,
+    Mpo,
     Pyramid,
     Rotated,
     Rotation,
@@ -24,7 +28,10 @@ from trimtab.formats import (
     Sum,
     low_rank,
 )
+from trimtab.tensors.butterfly import size_for, stacks_for
 from trimtab.tensors.hadamard import largest_block
+from trimtab.tensors.kronecker import even_split
+from trimtab.tensors.mpo import axes, bonds
 
 
 def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
@@ -50,6 +57,8 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         codebook(out, in_, generator, books=2, entries=13, dim=_divisor(in_, 8), scaled=True),
         *(pyramid(out, in_, pulses, radius_bits, generator) for pulses, radius_bits in ((1, 1), (5, 3), (40, 8))),
         blocks(out, in_, generator),
+        *(mpo(out, in_, sites, bond, generator) for sites, bond in ((1, 1), (2, 3), (3, 2))),
+        *(butterfly(out, in_, generator, dtype) for dtype in (torch.float16, torch.float32)),
         _thin(out, in_, generator),
         Chain((blocks(out, out, generator), nm(out, in_, generator), blocks(in_, in_, generator, torch.bfloat16))),
         Chain((Dense(_matrix(out, in_, generator)), grouped(in_, in_, 4, generator))),
@@ -58,6 +67,8 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         Rotated(Dense(_matrix(out, in_, generator)), largest_block(in_)),
         Sum((rotated(Sum((nm(out, in_, generator), masked(out, in_, generator))), generator), _thin(out, in_, generator))),
         *(lattice(out, in_, bits, generator) for bits in (1, 2) if in_ % 8 == 0),
+        kronecker(out, in_, generator, scaled=True),
+        Chain((grouped(out, in_, 4, generator), kronecker(in_, in_, generator))),
         Chain((rotation(out, generator), rotated(grouped(out, in_, 4, generator), generator))),
     ]
 
@@ -144,15 +155,44 @@ def blocks(out: int, in_: int, generator: torch.Generator, dtype: torch.dtype = 
     return BlockDiagonal(torch.randn(count, out // count, in_ // count, generator=generator).to(dtype))
 
 
+def mpo(out: int, in_: int, sites: int, bond: int, generator: torch.Generator) -> Mpo:
+    """Random cores, bonds up to `bond`."""
+    rows, columns = axes((out, in_), sites)
+    of = bonds(rows, columns, bond)
+    sizes = zip(of[:-1], rows, columns, of[1:], strict=True)
+    return Mpo(tuple(torch.randn(size, generator=generator).half() for size in sizes))
+
+
+def butterfly(out: int, in_: int, generator: torch.Generator, dtype: torch.dtype) -> Butterfly:
+    """Random factors that keep the size of what passes through."""
+    n = size_for(in_)
+    twiddle = torch.randn(stacks_for((out, in_)), n.bit_length() - 1, n // 2, 2, 2, generator=generator) / 2**0.5
+    return Butterfly.of(twiddle.to(dtype), (out, in_))
+
+
 def lattice(out: int, in_: int, bits: int, generator: torch.Generator) -> Lattice:
     """Random codes."""
     codes = torch.randint(0, 256**bits, (out, in_ // 8), generator=generator)
     return Lattice(codes, torch.rand(1, generator=generator).half(), bits)
 
 
+def kronecker(out: int, in_: int, generator: torch.Generator, scaled: bool = False) -> Kronecker:
+    """Random factors, the first one as large as the smaller of two factors of either width that are about equal."""
+    rows, columns = even_split(out)[0], even_split(in_)[0]
+    right = torch.randn(out // rows, in_ // columns, generator=generator)
+    scale = torch.rand(in_, generator=generator).half() if scaled else None
+    return Kronecker(torch.randn(rows, columns, generator=generator).half(), right.half(), scale)
+
+
 def rotation(width: int, generator: torch.Generator) -> Rotation:
     """Random signs, the largest block that fits."""
     return Rotation(torch.randint(0, 2, (width,), generator=generator) * 2 - 1, largest_block(width))
+
+
+def activations(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
+    """What rounds its inputs, so that it is not applied as its matrix is: by tokens, and by groups inside a rotation."""
+    groups = Activations(grouped(out, in_, 4, generator), 4, _divisor(in_, 16), 0.9)
+    return [Activations(Dense(_matrix(out, in_, generator)), 8, in_), rotated(groups, generator)]
 
 
 def rotated(inner: LinearWeight, generator: torch.Generator) -> Rotated:

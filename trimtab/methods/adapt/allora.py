@@ -55,7 +55,7 @@ class Allora(AdapterMethod):
         device = next(iter(weight.tensors().values())).device
         return LowRankDelta(torch.zeros(out, self.rank, device=device), fresh_right(self.rank, inputs, seen.generator, device))
 
-    def hook(self, deltas: Mapping[str, Delta]) -> "Rates":
+    def hook(self, deltas: Mapping[Site, Delta]) -> "Rates":
         lefts = [delta.left for delta in deltas.values() if isinstance(delta, LowRankDelta)]
         return Rates(lefts, self.eta, self.acts_on == "gradient")
 

@@ -1,0 +1,22 @@
+"""What training lowers: sums over tokens of float32 nats, through which gradients flow."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def next_token(logits: Tensor, ids: Tensor, ignored: int = -100) -> Tensor:
+    """Cross-entropy of every token but the first given those before it, summed.
+
+    logits: [windows, length, vocabulary]; ids: [windows, length] int64, `ignored` where nothing is to be predicted.
+    """
+    labels = ids[:, 1:].flatten()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=ignored, reduction="sum")
+
+
+def distilled(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+    """temperature^2 KL(softmax(taught / temperature) || softmax(logits / temperature)), summed over all tokens but the last
+    of each window, which predict what `next_token` does. [windows, length, vocabulary] each. Hinton et al., 2015.
+    """
+    student = (logits[:, :-1].flatten(0, 1).float() / temperature).log_softmax(-1)
+    teacher = (taught[:, :-1].flatten(0, 1).float() / temperature).log_softmax(-1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True)
