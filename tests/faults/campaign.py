@@ -38,7 +38,7 @@ from trimtab.testing.faults import Victims
 LEDGER = Path(__file__).parents[2] / "faults" / "ledger.jsonl"
 Lines = Iterator[dict[str, Any]]
 INPUTS, KILLS, POINTS = 24_000, 60, 40
-RANDOM_KILLS, DOUBLE_KILLS, PLANS = 105, 21, 2_000
+RANDOM_KILLS, DOUBLE_KILLS, AIMED_KILLS, PLANS = 200, 50, 50, 2_000
 
 
 def line(family: str, what: str, tally: guard.Tally, **more: Any) -> dict[str, Any]:
@@ -66,15 +66,16 @@ def overwriting(place: Path, seed: int) -> Lines:
 
 def killed(place: Path, seed: int) -> Lines:
     (place / "jobs").mkdir()
-    wrong = (kills.OTHER, kills.HALF, kills.LOST, kills.MORE)
+    wrong = (kills.OTHER, kills.HALF, kills.LOST, kills.MORE, kills.TOO_LATE)
+    what = "compress, search, adapt, export, measure"
     with Victims() as victims:
         trials = [kills.Trial(job, victims, place / "trial") for job in kills.jobs(place / "jobs")]
         for times, count in ((1, RANDOM_KILLS), (2, DOUBLE_KILLS)):
             found = kills.at_random(trials, count, Random(f"{seed}/{times}"), times)
             often = {1: "once", 2: "twice"}[times]
-            yield of_counts("A", f"SIGKILL {often} at random moments of compress, export, measure", found, wrong)
-        found = kills.at_commits(trials, Random(seed))
-        yield of_counts("A", "SIGKILL at every instant of every commit of the same", found, wrong)
+            yield of_counts("A", f"SIGKILL {often} at random moments of {what}", found, wrong)
+        for instant, found in kills.at_commits(trials, Random(seed), AIMED_KILLS):
+            yield of_counts("A", f"SIGKILL of the same at the instant {instant!r}", found, wrong)
 
 
 def whose(place: Path, seed: int) -> Lines:

@@ -19,7 +19,6 @@ from trimtab.core.errors import TrimtabError
 from trimtab.core.recipe import Calibration, Recipe
 from trimtab.host import identity, manifest
 from trimtab.host.compress import compress
-from trimtab.host.instants import INSTANTS, PIECES
 from trimtab.host.keeping import is_kept, state_of
 from trimtab.testing.faults import Victims
 from trimtab.testing.folders import tiny_folder
@@ -28,7 +27,11 @@ KILLED = -9
 SAME, OTHER, HALF, LOST = "same", "other", "half", "not finished"
 CLUTTER = "same, but what was kept is not all removed"  # killed meanwhile; whoever writes there next does it
 MORE = "same, but something else is left"
+TOO_LATE = "ended before it was killed"
 UNTOLD = ("README.md", "receipt.json", manifest.NAME)  # they say how long it took
+TOLD = "adapter.json"  # so does this, in one number of many
+SHORTER = 0.9
+TRIES = 50  # before it is believed that a job cannot be killed so often
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,8 @@ class Job:
     words: dict[str, Any]
     offloaded: bool = False
 
-    @property
-    def instants(self) -> tuple[str, ...]:
-        return PIECES if self.what == "measure" else INSTANTS
-
     def asked(self, place: Path) -> dict[str, Any]:
-        how = {} if self.what == "measure" else {"checkpoint_every": 0}
+        how = {"checkpoint_every": 0} if self.what in ("compress", "export") else {}
         away = {"offload": place / "away"} if self.offloaded else {}
         return {**self.words, **how, **away, "out": place / "out"}
 
@@ -57,8 +56,16 @@ class Job:
         if self.what == "measure":
             return json.loads(out.read_text())
         manifest.verify(out)
-        names = sorted(path.name for path in out.iterdir() if path.name not in UNTOLD)
-        return dict(zip(names, manifest.digests(out, names), strict=True))
+        names = sorted(path.name for path in out.iterdir() if path.name not in (*UNTOLD, TOLD))
+        found: dict[str, Any] = dict(zip(names, manifest.digests(out, names), strict=True))
+        if (out / TOLD).exists():
+            found[TOLD] = json.loads((out / TOLD).read_text())
+            del found[TOLD]["tuned"]["seconds"]
+        return found
+
+
+SEARCH = "generations=2, offspring=4, held_out=64"
+LESSON = {"steps": 6, "batch": 2, "length": 48, "pace": {"every": 2}}
 
 
 def text_file(place: Path) -> Path:
@@ -68,7 +75,8 @@ def text_file(place: Path) -> Path:
 
 
 def jobs(place: Path) -> list[Job]:
-    """Recipes of one phase and of several, with the model in memory and on disk; an export; a measurement."""
+    """Recipes of one phase and of several, with the model in memory and on disk, two that search; trainings of an adapter and
+    of the model; an export; a measurement."""
     text, model = text_file(place), tiny_folder(place / "model")
     shown = Calibration(str(text), tokens=256, length=32)
     recipes = {
@@ -76,6 +84,8 @@ def jobs(place: Path) -> list[Job]:
         "two phases": "quarot -> rtn(group_size=32)",
         "three phases": "wanda(sparsity=0.5) -> flap(sparsity=0.3) -> sparsegpt(sparsity=0.6)",
         "two streams": "gptaq(bits=3, group_size=32)",
+        "search": f"gptq(group_size=32) by evopress(levels='bits=2,3,4', mean=3, {SEARCH})",
+        "search, two phases": f"wanda(sparsity=0.5) -> evopress_blocks(drop=1, {SEARCH}) -> rtn(group_size=32)",
     }
     made = []
     for name, steps in recipes.items():
@@ -86,6 +96,7 @@ def jobs(place: Path) -> list[Job]:
     return [
         *made,
         Job("compress, offloaded", "compress", made[0].words, offloaded=True),
+        *(Job(f"adapt, {id}", "adapt", {"model": model, "data": text, "method": id, **LESSON}) for id in ("lora", "lisa")),
         Job("export", "export", {"model": model, "to": "plain", "requantize": "bfloat16"}),
         Job("measure", "measure", asked),
     ]
@@ -98,25 +109,35 @@ class Trial:
         self.job, self.victims, self.place = job, victims, place
         with self._clean() as here:
             begun = perf_counter()
-            assert victims.run(job.asked(here), what=job.what) == 0, f"{job.name} does not end undisturbed"
+            heard = here / "heard"
+            assert victims.run(job.asked(here), what=job.what, heard=heard) == 0, f"{job.name} does not end undisturbed"
             self.seconds = perf_counter() - begun
+            self.instants: dict[str, int] = json.loads(heard.read_text())  # with how often it goes through them
             self.wanted = job.found(here)
 
     def at_random(self, draw: Random, kills: int = 1) -> str:
         """Killed so often, at any moment, and then left alone."""
-        return self._ended(lambda asked: [self._run(asked, after=draw.uniform(0, self.seconds)) for _ in range(kills)])
+        longest = self.seconds
+        for _ in range(TRIES):
+            moments = [draw.uniform(0, longest) for _ in range(kills)]
+            ended = self._ended(lambda asked, moments=moments: [self._run(asked, after=moment) for moment in moments])
+            if ended != TOO_LATE:
+                return ended
+            longest *= SHORTER  # what goes on takes less than what begins, and on another day everything does
+        raise AssertionError(f"{self.job.name} is not killed {kills} times in {TRIES} tries")
 
     def at(self, instant: str, nth: int) -> str:
-        """Killed when it reaches an instant for the n-th time, or never if it does not."""
-        return self._ended(lambda asked: self._run(asked, instant=instant, nth=nth))
+        """Killed when it reaches an instant for the n-th time."""
+        return self._ended(lambda asked: [self._run(asked, instant=instant, nth=nth)])
 
     def _run(self, asked: dict[str, Any], **kill: Any) -> int:
         return self.victims.run(asked, what=self.job.what, **kill)
 
-    def _ended(self, kill: Callable[[dict[str, Any]], Any]) -> str:
+    def _ended(self, kill: Callable[[dict[str, Any]], list[int]]) -> str:
         with self._clean() as here:
             asked = self.job.asked(here)
-            kill(asked)
+            if set(kill(asked)) != {KILLED}:
+                return TOO_LATE
             try:
                 if self.job.found(here) not in (None, self.wanted):
                     return HALF
@@ -147,9 +168,12 @@ def at_random(trials: list[Trial], count: int, draw: Random, kills: int = 1) -> 
     return Counter(trials[number % len(trials)].at_random(draw, kills) for number in range(count))
 
 
-def at_commits(trials: list[Trial], draw: Random) -> Counter[str]:
-    """Every job at every instant that it goes through, at one of the first times it does."""
-    return Counter(trial.at(instant, draw.randint(1, 4)) for trial in trials for instant in trial.job.instants)
+def at_commits(trials: list[Trial], draw: Random, count: int) -> Iterator[tuple[str, Counter[str]]]:
+    """For every instant so many kills, over the jobs that go through it, at any of the times they do."""
+    for instant in sorted({instant for trial in trials for instant in trial.instants}):
+        through = [trial for trial in trials if instant in trial.instants]
+        chosen = [through[number % len(through)] for number in range(count)]
+        yield instant, Counter(trial.at(instant, draw.randint(1, trial.instants[instant])) for trial in chosen)
 
 
 def changes(place: Path) -> Iterator[tuple[str, guard.Outcome]]:

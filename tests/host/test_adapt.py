@@ -17,8 +17,9 @@ from trimtab.core.errors import ModelError, TrimtabError, UsageError
 from trimtab.core.progress import Progress
 from trimtab.data.examples import Row
 from trimtab.engine import adapting
-from trimtab.host import adapters
+from trimtab.host import adapters, instants
 from trimtab.host.adapt import Adapted, adapt, merge
+from trimtab.host.keeping import holding
 from trimtab.host.trainer import Pace
 from trimtab.testing.folders import tiny_folder
 from trimtab.testing.tiny import tiny, tokens
@@ -191,6 +192,35 @@ adapt({str(base)!r}, {str(data)!r}, "lora(rank=4)", {str(tmp_path / "out")!r}, p
     assert resumed.tuned.losses == pytest.approx(undisturbed.tuned.losses, rel=1e-6)
 
 
+def test_stopped_with_the_result_in_place_nothing_is_left_to_do(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [3]  # publications: two checkpoints and the adapter
+
+    def stop(instant: str) -> None:
+        left[0] -= instant == "publish: done"
+        if instant == "publish: done" and left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(instants, "_listeners", [stop])
+    with pytest.raises(KeyboardInterrupt):
+        learn(base, data, "lora(rank=4)", tmp_path / "out")
+    with pytest.raises(UsageError, match="exists"):
+        learn(base, data, "lora(rank=8)", tmp_path / "out")
+    phases: set[str] = set()
+    again = learn(base, data, "lora(rank=4)", tmp_path / "out", watch=lambda now: phases.add(now.phase))
+    assert phases == {"load"}
+    assert len(again.tuned.losses) == HOW["steps"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(UsageError, match="exists"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out")
+
+
+def test_a_second_training_is_refused_at_once(base: Path, data: Path, tmp_path: Path) -> None:
+    with holding(tmp_path / "out"), pytest.raises(UsageError, match="is writing there"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out")
+
+
 def test_another_training_is_not_taken_up(base: Path, data: Path, tmp_path: Path) -> None:
     def stop(now: Progress) -> None:
         if now.done == 5:
@@ -225,6 +255,7 @@ def test_lisa_writes_a_model_and_refuses_a_packed_one(base: Path, packed: Path, 
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("model.layers.") for name in changed)
+    assert tt.load(done.folder)[0].config.use_cache
     with pytest.raises(ModelError, match=r"model\.layers\.0\.self_attn\.q_proj is compressed; use an adapter"):
         learn(packed, data, "lisa", tmp_path / "no")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trimtab.core.errors import TrimtabError, UsageError, did_you_mean
 from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMethod, Method, ModelMethod, ProbeMethod, ScaleMethod
+from trimtab.core.scratch import ScratchMethod
 from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import AdapterMethod, ScheduleMethod
 
@@ -27,6 +28,7 @@ KINDS: dict[type[Method], str] = {
     ProbeMethod: "probe",
     AdapterMethod: "adapter",
     ScheduleMethod: "schedule",
+    ScratchMethod: "scratch",
 }
 
 
@@ -70,7 +72,7 @@ def get(id: str) -> type[Method]:
 
 
 def kind(method: type[Method]) -> str:
-    """block, linear, channel, model, scale, taught, allocator, probe, adapter or schedule."""
+    """block, linear, channel, model, scale, taught, allocator, probe, adapter, schedule or scratch."""
     for base, name in KINDS.items():
         if issubclass(method, base):
             return name

@@ -1,7 +1,8 @@
 """`trimtab.adapt` and `trimtab.merge`: from a model and data to an adapter (or a model), and from an adapter to a model."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trimtab.core.expression import steps as read_expression
 from trimtab.core.kinds import Method
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Where
+from trimtab.core.scratch import ScratchMethod
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import AdapterMethod, Delta, Hook, ScheduleMethod, TrainedMethod
 from trimtab.data.examples import Examples, examples, held_out
@@ -24,11 +26,12 @@ from trimtab.engine import adapting
 from trimtab.formats import is_plain
 from trimtab.host import adapters, checkpoint
 from trimtab.host.fingerprint import fingerprint
+from trimtab.host.finishing import Finishing, finishing
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.peak import peak_memory
 from trimtab.host.pretrain import Course
 from trimtab.host.publish import check_apart, check_target
-from trimtab.host.trainer import Pace, is_first, tune
+from trimtab.host.trainer import Pace, digest_of, is_first, tune
 from trimtab.host.tuned import Tuned
 
 
@@ -48,6 +51,11 @@ class Adapted:
 
     def json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
+
+    @staticmethod
+    def of(said: Mapping[str, Any]) -> "Adapted":
+        """From what `json` gave."""
+        return Adapted(**{**said, "folder": Path(said["folder"]), "tuned": Tuned.of(said["tuned"])})
 
 
 @dataclass(frozen=True)
@@ -98,53 +106,109 @@ def adapt(
 
     method: such as `trimtab.methods.Lora(rank=16)` or "lora(rank=16)"; an adapter becomes an adapter folder, a schedule a model
     folder. lesson: the fields of `Lesson`. Stopped at any time, the same call goes on from `OUT.training`. Raises `UsageError`
-    (and its kinds) before anything is trained if the request does not fit, `TrimtabError` if the loss stops being finite.
+    (and its kinds) before anything is trained if the request does not fit or another process writes there, `TrimtabError` if
+    the loss stops being finite.
     """
     method = as_trained(method)
     asked = Lesson(str(data), **lesson)
     check_apart(model, out)
-    target = check_target(out, overwrite)
-    watch(Progress("load", 0, 1, str(model)))
-    folder = checkpoint.local_folder(resolve_model(str(model), watch))
-    opened, tokenizer = checkpoint.load(folder, device, dtype)
-    if tokenizer is None:
-        raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
-    train, validation = _rows(asked, tokenizer, opened)
-    course, anatomy = asked.course(len(train.rows)), Anatomy.of(opened)
-    base = adapters.Base(_called(model), fingerprint(folder))
-    place = target.with_name(f"{target.name}.training")
-    trained, deltas, hooks = prepared(anatomy, method, Where(only, skip), Seeds(asked.seed))
+    with finishing(out) if is_first() else nullcontext() as end:
+        if end is None or not end.is_in_place:
+            check_target(out, overwrite)
+        watch(Progress("load", 0, 1, str(model)))
+        folder = checkpoint.local_folder(resolve_model(str(model), watch))
+        opened, tokenizer = checkpoint.load(folder, device, dtype)
+        if tokenizer is None:
+            raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
+        base = adapters.Base(_called(model), fingerprint(folder))
+        target = Path(out).expanduser().resolve()
+        job = _Job(method, Where(only, skip), asked, pace, opened, tokenizer, base, *_rows(asked, tokenizer, opened), target)
+        said = end.said(job.identity) if end else None
+        if said is None:
+            check_target(out, overwrite)  # what is in place, if anything, came of another request
+            done = _carried_out(job, end, overwrite, watch)
+        else:
+            done = Adapted.of(said)
+        if end is not None:
+            shutil.rmtree(job.place, ignore_errors=True)  # not needed any more; what cannot be removed does no harm
+            end.done()
+    return done
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request, and what it is about, opened."""
+
+    method: TrainedMethod
+    where: Where
+    lesson: Lesson
+    pace: Pace
+    model: PreTrainedModel
+    tokenizer: Any
+    base: adapters.Base
+    train: Examples
+    validation: Examples
+    out: Path
+
+    @property
+    def place(self) -> Path:
+        """Where checkpoints go."""
+        return self.out.with_name(f"{self.out.name}.training")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        rows = [digest_of(self.train.rows), digest_of(self.validation.rows)]
+        asked = {
+            "method": str(self.method),
+            "where": asdict(self.where),
+            "lesson": asdict(self.lesson),
+            "pace": asdict(self.pace),
+        }
+        return {"model": self.base.fingerprint, "dtype": self.model.dtype, "rows": rows, **asked}
+
+
+def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watcher) -> Adapted:
+    """end: None in a process that writes nothing."""
+    course, anatomy = job.lesson.course(len(job.train.rows)), Anatomy.of(job.model)
+    trained, deltas, hooks = prepared(anatomy, job.method, job.where, Seeds(job.lesson.seed))
     identity = {
-        "model": base.fingerprint,
-        "general": asked.general,
-        "method": method.card.id,
-        **method.knobs(),
+        "model": job.base.fingerprint,
+        "general": job.lesson.general,
+        "method": job.method.card.id,
+        **job.method.knobs(),
         "layers": list(deltas),
     }
-    done = tune(
-        opened,
+    tuned = tune(
+        job.model,
         trained,
-        train.rows,
+        job.train.rows,
         course,
-        place,
-        validation=validation.rows,
-        pace=pace,
+        job.place,
+        validation=job.validation.rows,
+        pace=job.pace,
         hooks=hooks,
-        general=lambda count: calibration_windows(asked.general, tokenizer, count * course.length, course.length, asked.seed),
+        general=lambda count: calibration_windows(
+            job.lesson.general, job.tokenizer, count * course.length, course.length, job.lesson.seed
+        ),
         identity=identity,
         watch=watch,
     )
-    count = still_there(opened, trained)
-    if is_first():
-        watch(Progress("save", 0, 1, str(out)))
-        if isinstance(method, AdapterMethod):
-            said = {"lesson": asdict(asked), "trained_parameters": count, "tuned": asdict(done)}
-            adapters.write(target, deltas, method, base, said, adapters.transposed(opened, deltas), overwrite)
-        else:
-            checkpoint.save(opened, tokenizer, target, overwrite=overwrite)
-        shutil.rmtree(place, ignore_errors=True)  # not needed any more; what cannot be removed does no harm
-    numbers = (len(train.rows), len(validation.rows), train.truncated, train.dropped)
-    return Adapted(target, str(method), count, *numbers, done, peak_memory())
+    count = still_there(job.model, trained)
+    numbers = (len(job.train.rows), len(job.validation.rows), job.train.truncated, job.train.dropped)
+    done = Adapted(job.out, str(job.method), count, *numbers, tuned, peak_memory())
+    if end is not None:
+        watch(Progress("save", 0, 1, str(job.out)))
+        _write(job, done, deltas, overwrite, end.about_to(job.identity, done.json()))
+    return done
+
+
+def _write(job: _Job, done: Adapted, deltas: Mapping[str, Delta], overwrite: bool, ready: Callable[[Path], None]) -> None:
+    if not isinstance(job.method, AdapterMethod):
+        checkpoint.save(job.model, job.tokenizer, job.out, overwrite=overwrite, ready=ready)
+        return
+    said = {"lesson": asdict(job.lesson), "trained_parameters": done.trained_parameters, "tuned": asdict(done.tuned)}
+    adapters.write(job.out, deltas, job.method, job.base, said, adapters.transposed(job.model, deltas), overwrite, ready)
 
 
 def merge(
@@ -182,6 +246,9 @@ def as_trained(method: TrainedMethod | Method | str) -> TrainedMethod:
         if by is not None or more:
             raise UsageError(f"{method!r:.200} is not one method; write e.g. lora(rank=16)")
         method = found
+    if isinstance(method, ScratchMethod):
+        id = method.card.id
+        raise UsageError(f"{id} is for models without a history; write trimtab grow own-2m --method {id} -o OUT")
     if not isinstance(method, AdapterMethod | ScheduleMethod):
         raise UsageError(f"{method.card.id} is not trained on data; write trimtab compress MODEL --method {method.card.id}")
     return method

@@ -7,7 +7,7 @@ it with which knobs, and beside which model: on another one it would load and be
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,11 @@ def write(
     said: Mapping[str, Any],
     transposed: bool = False,
     overwrite: bool = False,
+    ready: Callable[[Path], None] | None = None,
 ) -> Path:
     """Publishes an adapter folder. said: what else is to be recorded, as JSON. transposed: the layers store [in, out].
 
+    ready: called with the finished folder before it is given its name.
     Raises `UsageError` where the folder cannot be written, `ModelError` where a tensor is not finite.
     """
     fields = method.portable()
@@ -70,7 +72,7 @@ def write(
         "layers": list(deltas),
         **said,
     }
-    with publish(folder, overwrite, sum(value.nbytes for value in tensors.values())) as partial:
+    with publish(folder, overwrite, sum(value.nbytes for value in tensors.values()), ready) as partial:
         save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
         _write_json(partial / ABOUT, about)
         if fields is not None:

@@ -189,11 +189,16 @@ def _spread(grown: Homegrown, name: str) -> float:
     return 1 / math.sqrt(grown.width * (2 * grown.layers if writes else 1))
 
 
+def reading(grown: Homegrown) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """The vocabulary of a model of ours, made from what it reads, and what it reads."""
+    texts = [text for source in grown.texts for text in documents(source)]
+    return trained_tokenizer(texts, grown.vocabulary), texts
+
+
 def _trained(wanted: Named, watch: Watcher) -> Path:
     grown, course = wanted.grown, wanted.grown.course
     watch(Progress("vocabulary", 0, 1))
-    texts = [text for source in grown.texts for text in documents(source)]
-    tokenizer = trained_tokenizer(texts, grown.vocabulary)
+    tokenizer, texts = reading(grown)
     note = f"trained from scratch on {course.tokens:,} tokens; a small model without a history"
     content = {"note": note, "name": wanted.name, "description": asdict(grown)}
     return _taught(wanted, untrained(grown), tokenizer, texts, course, content, watch)

@@ -12,16 +12,13 @@ result. A loss that is not finite ends the training before it can touch a parame
 import hashlib
 import math
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -37,10 +34,10 @@ from trimtab.core.trained import Hook
 from trimtab.data.examples import IGNORED, Row, batch
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.host.pretrain import CLIP, RECENT, Course
+from trimtab.host.traceless import lent, own_randomness
 from trimtab.host.tuned import Keeper, Tuned
 from trimtab.tensors.losses import next_token
 
-ANSWER = "is_quantized"  # the attribute by which the Trainer asks
 CHECKPOINTS = 10  # in a whole training
 Batch = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
@@ -103,7 +100,7 @@ def tune(
     optimizer = AdamW(groups, lr=course.learning_rate, weight_decay=course.decay)
     whose = {
         **(identity or {}),
-        **{"batch": course.batch, "seed": course.seed, "rows": _digest(rows), "validation rows": _digest(validation)},
+        **{"batch": course.batch, "seed": course.seed, "rows": digest_of(rows), "validation rows": digest_of(validation)},
     }
     kept = {f"{number}.{name}": value for number, hook in enumerate(hooks) for name, value in hook.tensors().items()}
     keeper = Keeper(place, trained, optimizer, whose, kept)
@@ -153,7 +150,8 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def digest_of(rows: Sequence[Row]) -> str:
+    """SHA-256, in hex, of what the rows show and teach."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row.labels.numpy().tobytes() + row.ids.numpy().tobytes())
@@ -345,7 +343,7 @@ def _walked(walk: _Walk) -> None:
     walk.begin, begun = len(walk.so_far.losses), perf_counter() - walk.so_far.seconds
     course = walk.course
     schedule = LambdaLR(walk.optimizer, lambda step: course.rate(walk.begin + step) / course.learning_rate)
-    with own_randomness(), _unquantized(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
+    with own_randomness(), lent(walk.model), nothing_kept_unpacked(), TemporaryDirectory() as scratch:
         loop = _Loop(walk, _arguments(walk, scratch), schedule)
         walk.keeper.writes = is_first()
         walk.keeper.clock = lambda: perf_counter() - begun
@@ -377,26 +375,3 @@ def _arguments(walk: _Walk, scratch: str) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-
-
-@contextmanager
-def _unquantized(model: PreTrainedModel) -> Iterator[None]:
-    """The Trainer refuses models with packed matrices and does not see what stands beside them; here they are frozen."""
-    before = getattr(model, ANSWER, False)
-    setattr(model, ANSWER, False)
-    try:
-        yield
-    finally:
-        setattr(model, ANSWER, before)
-
-
-@contextmanager
-def own_randomness() -> Iterator[None]:
-    """The Trainer sets the seeds of three libraries; afterwards they go on where they were."""
-    here, there = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(here)
-            numpy.random.set_state(there)

@@ -36,6 +36,11 @@ class Tuned:
     seconds: float = 0.0
     stopped: bool = False  # by patience
 
+    @staticmethod
+    def of(said: Mapping[str, Any]) -> "Tuned":
+        """From JSON of its fields."""
+        return Tuned(**{**said, "validations": [(steps, loss) for steps, loss in said["validations"]]})
+
     @property
     def since_best(self) -> int:
         """Validations after the best one."""
@@ -77,10 +82,9 @@ class Keeper:
             about = json.loads((self.place / ABOUT).read_text(encoding="utf-8"))
             self._check(about["identity"])
             self._put(load_file(self.place / STATE))
-            found = Tuned(**about["tuned"])
+            found = Tuned.of(about["tuned"])
         except (ModelError, SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"the checkpoint {self.place} cannot be used ({error}); remove it and train anew") from error
-        found.validations = [(steps, loss) for steps, loss in found.validations]
         self.steps = len(found.losses)
         return found
 

@@ -24,7 +24,13 @@ SILENT = frozenset(
         *("trimtab.host.card", "trimtab.host.folder_checks", "trimtab.host.gguf_import", "trimtab.host.manifest"),
         *("trimtab.host.model_assets", "trimtab.host.provenance", "trimtab.host.publish", "trimtab.host.source"),
         *("trimtab.engine.depot", "trimtab.engine.forecast", "trimtab.engine.resume"),  # for runs that write to a folder
-        *("trimtab.host.identity", "trimtab.host.instants", "trimtab.host.keeping", "trimtab.host.offload"),
+        *(
+            "trimtab.host.finishing",
+            "trimtab.host.identity",
+            "trimtab.host.instants",
+            "trimtab.host.keeping",
+            "trimtab.host.offload",
+        ),
         *("trimtab.host.preflight", "trimtab.host.store", "trimtab.host.tensor_file"),
         # Switched off where sides are measured:
         *("trimtab.kernels", "trimtab.kernels.linear", "trimtab.kernels.module", "trimtab.kernels.passes"),

@@ -26,18 +26,21 @@ from trimtab.engine.references import named
 from trimtab.host.checkpoint import local_folder
 from trimtab.host.compress import needs_calibration
 from trimtab.host.fingerprint import fingerprint
+from trimtab.host.kv.quantized import WHOLE
 from trimtab.host.locks import alone, is_taken
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.provenance import versions
 from trimtab.host.source import history
 from trimtab.measure.code_digest import digest_of
 from trimtab.measure.kept import Kept
+from trimtab.measure.scratch_sides import is_from_scratch, measure_scratch_side
 from trimtab.measure.sides import Setting, Side, measure_side
 from trimtab.measure.tuned_sides import is_tuned, measure_tuned_side
 
 FORMAT = 1
 MEASURING = "trimtab.measure.sides"
 TRAINING = "trimtab.measure.tuned_sides"
+FROM_SCRATCH = "trimtab.measure.scratch_sides"
 SIDES = "sides"  # the phase in which whole sides are counted; what happens inside of one has phases of its own
 Expression = str | None  # None: the model as it came
 
@@ -86,14 +89,15 @@ def modules_of(recipes: Sequence[Recipe | None]) -> list[str]:
     """What measures these sides: the measuring itself and the methods in the recipes."""
     steps = [step for recipe in recipes if recipe is not None for step in recipe.steps]
     methods = {type(method).__module__ for step in steps for method in (step.method, step.by) if method is not None}
-    return [MEASURING, *([TRAINING] if any(map(is_tuned, recipes)) else []), *sorted(methods)]
+    trained = [TRAINING] if any(map(is_tuned, recipes)) else []
+    return [MEASURING, *trained, *([FROM_SCRATCH] if any(map(is_from_scratch, recipes)) else []), *sorted(methods)]
 
 
 class SideStore:
-    """Measured sides in one setting. ground: what its names stand for, if that is known already."""
+    """Measured sides in one setting. ground: what its names stand for, if that is known already; kv_bits: see `measure_side`."""
 
-    def __init__(self, setting: Setting, ground: Ground | None = None):
-        self.setting = setting
+    def __init__(self, setting: Setting, ground: Ground | None = None, kv_bits: int = WHOLE):
+        self.setting, self.kv_bits = setting, kv_bits
         self.ground = ground or Ground.of(setting)
         self.kept = Kept(SIDES)
 
@@ -127,9 +131,11 @@ class SideStore:
         return side
 
     def _measured(self, recipe: Recipe | None, watch: Watcher) -> Side:
+        if recipe is not None and is_from_scratch(recipe):
+            return measure_scratch_side(self.ground.folder, recipe, self.setting, watch)
         if recipe is not None and is_tuned(recipe):
             return measure_tuned_side(self.ground.folder, recipe, self.setting, watch)
-        return measure_side(self.ground.folder, recipe, self.setting, watch)
+        return measure_side(self.ground.folder, recipe, self.setting, watch, self.kv_bits)
 
     def _kept(self, recipe: Recipe | None) -> Side | None:
         for seeded in (False, True):
@@ -151,6 +157,7 @@ class SideStore:
             "code": digest_of(modules_of([recipe])),
             "versions": {name: version for name, version in versions().items() if name != "trimtab"},
             "kernels": kernels_used(recipe.calibration.compute) if recipe else kernels_used(),
+            **({} if self.kv_bits == WHOLE else {"kv_bits": self.kv_bits}),
         }
 
     def _content(self, recipe: Recipe) -> dict[str, Any]:

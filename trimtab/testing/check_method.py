@@ -22,6 +22,7 @@ from trimtab.testing import (
     checks_model,
     checks_probe,
     checks_scale,
+    checks_scratch,
     checks_taught,
     checks_trained,
 )
@@ -39,6 +40,7 @@ _OF_KIND: dict[str, tuple[Check, ...]] = {
     "probe": checks_probe.CHECKS,
     "adapter": checks_trained.ADAPTER_CHECKS,
     "schedule": checks_trained.SCHEDULE_CHECKS,
+    "scratch": checks_scratch.CHECKS,
 }
 
 

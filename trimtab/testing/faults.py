@@ -1,4 +1,4 @@
-"""Processes that are killed while they compress, export or measure: at a named instant, at a random moment, or not at all.
+"""Processes that are killed while they compress, adapt, export or measure: at a named instant, at random, or not at all.
 
 Importing torch and transformers takes seconds, and a kill takes a process. So one process, started by `Victims`, imports
 everything once and forks a child for every job; the child does what it is told, and is killed as asked. Run with one
@@ -12,15 +12,22 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from trimtab.host.instants import INSTANTS as INSTANTS
-from trimtab.host.instants import listen
+from trimtab.host.instants import listen, reached
 
 MODULE = "trimtab.testing.faults"
+SEARCHED = (
+    "level: written",  # of a search: on disk under a temporary name
+    "level: kept",
+    "outcome: kept",
+)
 
 
 class Victims:
@@ -38,17 +45,24 @@ class Victims:
         self.server.communicate()
 
     def run(
-        self, words: Mapping[str, Any], instant: str = "", nth: int = 1, after: float | None = None, what: str = "compress"
+        self,
+        words: Mapping[str, Any],
+        instant: str = "",
+        nth: int = 1,
+        after: float | None = None,
+        what: str = "compress",
+        heard: Path | None = None,
     ) -> int:
         """How a process ended that was to `compress(**words)`: 0, -9 if it was killed, 1 for an error (shown on stderr).
 
         instant, nth: it is killed when it reaches the instant for the n-th time; after: so many seconds after it began.
-        what: or "export", opened again in the same process; or "measure", with `out` for the file that the numbers go to.
+        what: or "export", opened again in the same process; "adapt", `pace` as a mapping; or "measure", with `out` for the
+        file that the numbers go to. heard: a file that is told how often each instant was reached, if none was the last.
         """
         assert self.server.stdin
         assert self.server.stdout
-        job = {"words": {k: str(v) if isinstance(v, Path) else v for k, v in words.items()}, "instant": instant, "nth": nth}
-        self.server.stdin.write(json.dumps({**job, "after": after, "what": what}) + "\n")
+        job = {"words": words, "instant": instant, "nth": nth, "after": after, "what": what, "heard": heard}
+        self.server.stdin.write(json.dumps(job, default=str) + "\n")
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
 
@@ -57,6 +71,7 @@ def _serve() -> None:
     import torch
 
     # Before the forks, once for all.
+    import trimtab.host.adapt
     import trimtab.host.compress
     import trimtab.host.export.job
     import trimtab.measure  # noqa: F401
@@ -64,7 +79,8 @@ def _serve() -> None:
 
     for id in ids():
         get(id)
-
+    _name_instants_of_searches()
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -76,12 +92,30 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
 
+def _name_instants_of_searches() -> None:
+    """The engine does not know of instants, so they are put around what it calls."""
+    from trimtab.engine import levels, search
+
+    places: tuple[tuple[Any, str], ...] = ((levels, "save_file"), (levels, "_write"), (search.Outcomes, "add"))
+    for (owner, name), instant in zip(places, SEARCHED, strict=True):
+        setattr(owner, name, _saying(instant, getattr(owner, name)))
+
+
+def _saying(instant: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        made = function(*arguments)
+        reached(instant)
+        return made
+
+    return call
+
+
 def _end(job: Mapping[str, Any]) -> int:
-    left = [job["nth"]]
+    heard: Counter[str] = Counter()
 
     def kill_at(instant: str) -> None:
-        left[0] -= instant == job["instant"]
-        if not left[0]:
+        heard[instant] += 1
+        if instant == job["instant"] and heard[instant] == job["nth"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     listen(kill_at)
@@ -89,6 +123,8 @@ def _end(job: Mapping[str, Any]) -> int:
         threading.Timer(job["after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
     try:
         JOBS[job["what"]](**job["words"])
+        if job["heard"]:
+            Path(job["heard"]).write_text(json.dumps(heard), encoding="utf-8")
     except BaseException:
         traceback.print_exc()
         return 1
@@ -99,6 +135,13 @@ def _compress(**words: Any) -> None:
     from trimtab.host.compress import compress
 
     compress(**words)
+
+
+def _adapt(pace: Mapping[str, Any], **words: Any) -> None:
+    from trimtab.host.adapt import adapt
+    from trimtab.host.trainer import Pace
+
+    adapt(**words, pace=Pace(**pace))
 
 
 def _export(**words: Any) -> None:
@@ -125,7 +168,7 @@ def _measure(out: str, **words: Any) -> None:
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 
-JOBS: dict[str, Callable[..., None]] = {"compress": _compress, "export": _export, "measure": _measure}
+JOBS: dict[str, Callable[..., None]] = {"compress": _compress, "adapt": _adapt, "export": _export, "measure": _measure}
 
 if __name__ == "__main__":
     _serve()
