@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "structured_ffn(keep=0.222, guided=0.0)",
         "structured_ffn(keep=0.222, structure='block_dense')",
     ),
-    "a twelfth of the numbers in the blocks": ("low_rank(keep=0.083)", "learned_butterfly", "sltrain(keep=0.083)"),
+    "a twelfth of the numbers in the blocks": ("low_rank(keep=0.092)", "learned_butterfly", "sltrain(keep=0.092)"),
     "all numbers, some trained at a time": (
         "dense 4",
         f"sst(rank=32, {AT_A_TIME})",

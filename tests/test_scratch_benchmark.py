@@ -60,16 +60,13 @@ def test_sides_are_methods(bench: Any) -> None:
 def test_a_group_holds_equally_many_numbers(bench: Any) -> None:
     from dataclasses import replace
 
-    import torch
-
     from trimtab.anatomy import Anatomy
     from trimtab.engine.scratch import numbers
-    from trimtab.host.homegrown import FAMILY, LlamaForCausalLM
+    from trimtab.host.homegrown import FAMILY, untrained
     from trimtab.host.scratch import as_scratch
 
     grown = FAMILY[bench.MODEL]
-    with torch.device("meta"):
-        anatomy = Anatomy.of(LlamaForCausalLM(grown.config()))
+    anatomy = Anatomy.of(untrained(grown))
     for group in bench.GROUPS.values():
         held = [
             replace(grown, layers=int(name.split()[1])).parameters
