@@ -35,6 +35,7 @@ from trimtab.methods.channels.llm_pruner import LLMPruner as LLMPruner
 from trimtab.methods.channels.magnitude_sp import MagnitudeSP as MagnitudeSP
 from trimtab.methods.channels.wanda_sp import WandaSP as WandaSP
 from trimtab.methods.factorize.asvd import Asvd as Asvd
+from trimtab.methods.factorize.basis_sharing import BasisSharing as BasisSharing
 from trimtab.methods.factorize.butterfly import ButterflySum as ButterflySum
 from trimtab.methods.factorize.compactifai import CompactifAI as CompactifAI
 from trimtab.methods.factorize.eora import Eora as Eora
@@ -57,6 +58,7 @@ from trimtab.methods.prune.magnitude import Magnitude as Magnitude
 from trimtab.methods.prune.slim import Slim as Slim
 from trimtab.methods.prune.sparsegpt import SparseGPT as SparseGPT
 from trimtab.methods.prune.wanda import Wanda as Wanda
+from trimtab.methods.quantize.act_quant import ActQuant as ActQuant
 from trimtab.methods.quantize.aqlm import Aqlm as Aqlm
 from trimtab.methods.quantize.awq import Awq as Awq
 from trimtab.methods.quantize.awq_clip import AwqClip as AwqClip
