@@ -39,7 +39,9 @@ def recipes(table: str, groups: int = GROUPS) -> list[str]:
     if table == CODES:
         return coded(groups)
     keep = REMOVED[table]
-    alone = [f"{method}(keep={keep})" for method in ("svd_llm", "svd", "asvd", "lord", "saes_svd", "compactifai")]
+    alone = [
+        f"{method}(keep={keep})" for method in ("svd_llm", "svd", "asvd", "lord", "saes_svd", "basis_sharing", "compactifai")
+    ]
     chosen = ["svd_llm by d_rank", "svd by welore", "svd_llm by welore", "saes_svd by d_rank"]
     return [*alone, f"compactifai(keep={keep}, sites=2)", *(f"{choice}(keep={keep})" for choice in chosen)]
 
@@ -47,7 +49,8 @@ def recipes(table: str, groups: int = GROUPS) -> list[str]:
 def coded(groups: int) -> list[str]:
     """Fewer parameters with more bits each, beside all of them with about as many bits in all, and less."""
     factored = [f"svd_llm(keep={keep}, multiple={groups}) -> gptq(bits={bits}, group_size={groups})" for keep, bits in FACTORED]
-    return [f"gptq(bits={bits}, group_size={groups})" for bits in (4, 3)] + factored
+    alone = [f"gptq(bits={bits}, group_size={size})" for bits, size in ((4, groups), (4, 2 * groups), (3, groups))]
+    return alone + factored
 
 
 def main() -> int:
@@ -84,8 +87,9 @@ def head(setting: Setting, unchanged: Sequence[Side]) -> str:
         f"`{setting.model}`, calibrated on {shown.tokens} tokens of `{shown.text}`, judged on "
         f"{setting.windows} x {setting.length} tokens of `{setting.text}`, seeds {', '.join(map(str, setting.seeds))}. "
         f"Unchanged: perplexity {perplexity(unchanged):.2f} at {unchanged[0].bits:.2f} bits per weight of the blocks. "
-        "Differences are paired, in nats per token, with their 95 % interval. Removed are parameters of the blocks' matrices; stored bits "
-        "say what was really removed, in the dtype of the model. Seconds are those of a side, opening and judging included.\n"
+        "Differences are paired, in nats per token, with their 95 % interval. Removed are parameters of the blocks' matrices; "
+        "stored bits say what was really removed, in the dtype of the model. Seconds are those of a side, opening and judging "
+        "included.\n"
     )
 
 

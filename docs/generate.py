@@ -35,6 +35,7 @@ from trimtab.core.kinds import (
 from trimtab.core.knobs import Knob, knobs
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.registry import get, ids, kind, room
+from trimtab.core.scratch import ScratchMethod
 from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import AdapterMethod, ScheduleMethod, TrainedMethod
 from trimtab.measure.claims_page import COMPARED, RESULTS, compared, numbers, quoted, status, table
@@ -169,6 +170,9 @@ def _facts(made: Method) -> Iterator[str]:
     if isinstance(made, ScheduleMethod):
         yield "Trains a model's own parameters, some at a time; its matrices have to be plain"
         return
+    if isinstance(made, ScratchMethod):
+        yield "Trained from random numbers by `trimtab grow`, in the place of a small model's matrices; the result is a folder"
+        return
     text = "the calibration text" if isinstance(made, TaughtMethod) else "no data"
     yield f"Looks at {', '.join(f'`{need.__name__}`' for need in made.needs) or text}"
 
@@ -193,6 +197,11 @@ def _example(method: type[Method]) -> Iterator[str]:
         yield from ("On the command line, every knob at its default:", "", "```bash")
         values = ", ".join(f"{name}={value!r}" for name, value in method().knobs().items())
         yield from (f'trimtab probe asset:smollm2-135m "{method.card.id}({values})" --windows 4 --length 64', "```")
+        return
+    if issubclass(method, ScratchMethod):
+        yield from ("On the command line, every knob at its default:", "", "```bash")
+        values = ", ".join(f"{name}={value!r}" for name, value in method().knobs().items())
+        yield from (f'trimtab grow own-2m --method "{method.card.id}({values})" -o grown --steps 2', "```")
         return
     if issubclass(method, TrainedMethod):
         yield from ("On the command line, every knob at its default:", "", "```bash")

@@ -77,3 +77,35 @@ def test_what_cannot_be_grown(trimtab, words, fragment):
     assert done.exit_code == 2
     assert fragment in done.stderr.splitlines()[-1]
     assert done.stdout == ""
+
+
+def test_another_parameterization_goes_into_a_folder(trimtab, tmp_path):
+    out = str(tmp_path / "out")
+    words = ("grow", "own-2m", "--method", "low_rank(keep=0.5)", "--out", out, "--steps", "3", "--seed", "1")
+    done = trimtab(*words, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["method"] == "low_rank()"
+    assert said["folder"] == out
+    assert said["tokens"] == 3 * 2 * 16
+    assert said["parameters"] == said["with_gradients_at_first"] < TINY.parameters
+    assert {m["name"] for m in said["measurements"]} == {"perplexity", "bits per byte"}
+    again = trimtab(*words)
+    assert again.exit_code == 2
+    assert "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--method", "low_rank"), "--out"),
+        (("--out", "x"), "--method"),
+        (("--steps", "3"), "--steps goes with --method"),
+        (("--overwrite",), "--overwrite goes with --method"),
+        (("--method", "rtn", "--out", "x"), "kind scratch"),
+    ],
+)
+def test_half_a_request_is_refused(trimtab, words, said):
+    done = trimtab("grow", "own-2m", *words)
+    assert done.exit_code == 2
+    assert said in done.stderr

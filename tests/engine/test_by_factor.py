@@ -63,7 +63,7 @@ def test_randomness_and_notes_are_the_places_own() -> None:
 RECIPE = "svd_llm(keep=0.7, multiple=8) -> {}"
 
 
-@pytest.mark.parametrize("method", ["gptq(bits=8, group_size=8)", "rtn(bits=8, group_size=0)", "hqq(bits=8, group_size=8)"])
+@pytest.mark.parametrize("method", ["gptq(bits=8, group_size=8)", "rtn(bits=8, group_size=0)"])
 def test_a_model_is_factored_then_rounded(method: str) -> None:
     """At eight bits next to nothing is lost; the plan knew the size; another process opens the same."""
     recipe = Recipe.of(RECIPE.format(method))
@@ -71,7 +71,7 @@ def test_a_model_is_factored_then_rounded(method: str) -> None:
     whole, _ = ran("llama", Recipe.of(RECIPE.split(" ->")[0]))
     model, bench = ran("llama", recipe)
     kinds = {factor.kind for site in before.steps[1].sites for factor in Anatomy.of(model).weight(site).factors}
-    assert kinds == {"sum" if "hqq" in method else "grouped"}
+    assert kinds == {"grouped"}
     assert float((logits(model) - logits(whole)).norm() / logits(whole).norm()) < 0.06
     stored = sum(t.nbytes for t in model.state_dict(keep_vars=True).values())
     assert before.bytes_after == stored - (0 if not Anatomy.of(model).tied else model.lm_head.weight.nbytes)
@@ -93,7 +93,15 @@ def test_only_codes_go_into_factors(method: str) -> None:
         plan(Anatomy.of(tiny("llama")), Recipe.of(f"svd -> {method}"))
 
 
-def test_what_data_decide_is_not_taken_apart() -> None:
-    with pytest.raises(RecipeError, match="is Chain by then"):
-        plan(Anatomy.of(tiny("llama")), Recipe.of("svd by welore -> rtn"))
+def test_ranks_that_data_decide_are_checked_when_they_are_known() -> None:
+    ran("llama", Recipe.of("svd by welore -> rtn(group_size=0)"))
+    with pytest.raises(UsageError, match="in % group_size == 0"):
+        ran("llama", Recipe.of("svd by welore(keep=0.5) -> rtn(group_size=64)"))
+
+
+def test_a_product_without_a_plain_factor_is_refused() -> None:
+    problem = layer()
+    coded = solve(get("rtn")(group_size=8), problem)
+    with pytest.raises(UsageError, match="does not take a product of grouped"):
+        by_factor.solved(get("rtn")(), Chain((coded,)), seen(get("rtn")(), problem), problem.site)
     assert not by_factor.factors(get("rtn")(), layer().site, Dense(layer().weight).spec())

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from trimtab.core.errors import ModelError, TrimtabError
 from trimtab.formats import FORMATS, NM, Dense, build, layout, registry
-from trimtab.testing.weights import examples, rotation
+from trimtab.testing.weights import activations, examples, rotation
 
 ALL = [*examples(4, 24, torch.Generator().manual_seed(0)), rotation(24, torch.Generator().manual_seed(0))]
+ALL += activations(4, 24, torch.Generator().manual_seed(0))
 over_all = pytest.mark.parametrize("weight", ALL, ids=[f"{i}-{w.kind}" for i, w in enumerate(ALL)])
 
 DEEP: dict = {"kind": "dense", "shape": [1, 1], "dtype": "float32"}

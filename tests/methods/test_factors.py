@@ -241,3 +241,20 @@ def test_lord_gives_the_bias_to_the_model(family: str) -> None:
     left_out = (before.weight(there).dense() - after.weight(here).dense()) @ torch.cat(inputs).mean(0)
     torch.testing.assert_close(shift, left_out, rtol=1e-3, atol=1e-5)
     assert torch.equal(logits(reopened(model)), logits(model))
+
+
+@pytest.mark.parametrize("method", ["svd_llm", "saes_svd", "lord"])
+def test_few_tokens_leave_a_singular_gram_that_is_damped_and_said(method: str) -> None:
+    """Three tokens for 128 channels, and no damping asked for: what they show is kept, and nothing is beyond numbers."""
+    problem = layer(tokens=3)
+    made, weight = get(method)(keep=0.5, damping=0.0), Dense(problem.weight)
+    shown = seen(made, problem)
+    answer = made.solve(weight, shown, problem.site)
+    assert bool(answer.dense().isfinite().all())
+    if method == "lord":
+        left_out = (problem.weight - answer.dense()) @ problem.x.T - made.shift(weight, answer, shown).float()[:, None]
+        assert float(left_out.square().sum() / (problem.weight @ problem.x.T).square().sum()) < 1e-6
+    else:
+        assert shown.notes["damping"] > 0
+        # The untouched model's inputs, which saes_svd aims at too, are one in a hundred larger.
+        assert problem.error(answer) < 1e-3

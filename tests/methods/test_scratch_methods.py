@@ -39,6 +39,11 @@ def gradients(structure: Structure, x: Tensor) -> Tensor:
 
 def stepped(structure: Structure, hook, step: int, optimizer: torch.optim.Optimizer) -> None:
     hook.before_step(step, optimizer)
+    updated(structure, hook, step, optimizer)
+
+
+def updated(structure: Structure, hook, step: int, optimizer: torch.optim.Optimizer) -> None:
+    """What is left of a step that has begun."""
     optimizer.zero_grad()
     (structure(drawn(40, SITE.shape[1])) - drawn(40, SITE.shape[0], name="y")).square().mean().backward()
     hook.before_update(step, optimizer)
@@ -95,7 +100,7 @@ def test_sltrain_keeps_its_support():
     sparse = structure.matrix() - structure.scale * structure.left @ structure.right
     outside = torch.ones(24 * 16, dtype=torch.bool)
     outside[positions.long()] = False
-    assert float(sparse.flatten()[outside].abs().max()) < 1e-6
+    assert float(sparse.detach().flatten()[outside].abs().max()) < 1e-6
 
 
 def test_sltrain_refuses_more_entries_than_numbers():
@@ -161,18 +166,10 @@ def test_relora_restarts_without_a_jump_and_its_rank_grows():
         if step and not step % 5:
             assert not structure.left.any()
             assert not optimizer.state.get(structure.left)
-        stepped(structure, hook, step, optimizer) if step % 5 or not step else _without_restart(structure, hook, step, optimizer)
+        updated(structure, hook, step, optimizer)
         if step % 5 == 4:
             ranks.append(int(torch.linalg.matrix_rank(structure.matrix().detach() - start, rtol=1e-4)))
     assert ranks == [2, 4, 6]
-
-
-def _without_restart(structure, hook, step, optimizer):
-    optimizer.zero_grad()
-    (structure(drawn(40, 16)) - drawn(40, 24, name="y")).square().mean().backward()
-    hook.before_update(step, optimizer)
-    optimizer.step()
-    hook.after_update(step, optimizer)
 
 
 def test_relora_trains_the_whole_matrix_first():

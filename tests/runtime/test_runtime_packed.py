@@ -248,3 +248,12 @@ def test_a_rotation_on_a_field_that_is_not_covered(tmp_path, exact):
     save(model, None, tmp_path / "model")
     with pytest.raises(Unsupported, match="field of 27 elements"):
         exact(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "wrong"), [("mpo", "bonds", [1, 9, 1]), ("mpo", "in", [2**20]), ("butterfly", "dtype", 7)]
+)
+def test_structures_that_make_no_sense_are_refused(kind, field, wrong):
+    weight = next(w for w in examples(17, 33, Seeds(0).at("examples")) if w.kind == kind)
+    with pytest.raises(ModelError, match="w"):
+        weights.unpacked(weights.Weight("w", {**weight.spec(), field: wrong}, {}))

@@ -24,3 +24,13 @@ def test_shared_blocks_answer_as_in_torch(tmp_path, exact, expected, expression)
     _, reference = expected(folder, ids)
     session = exact(folder).session()
     assert distance(np.stack([session.step(id) for id in ids]), reference) < 2e-4
+
+
+@pytest.mark.parametrize("codes", ["", " -> rtn(bits=8, group_size=0)"])
+def test_blocks_on_one_basis_answer_as_in_torch(tmp_path, exact, expected, codes):
+    model = tiny("qwen2")
+    run(model, Recipe.of(f"basis_sharing(keep=0.6){codes}"), shown(model))
+    folder, ids = save(model, None, tmp_path / "model"), prompt(20)
+    _, reference = expected(folder, ids)
+    session = exact(folder).session()
+    assert distance(np.stack([session.step(id) for id in ids]), reference) < 2e-4

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from trimtab.cli import complete, show
-from trimtab.cli.options import Device, Dtype, Json, Memory, Model, Quiet, Threads, Verbose
+from trimtab.cli.options import Device, Dtype, Json, KvBits, Memory, Model, Quiet, Threads, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
 
@@ -43,6 +43,7 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the chat template.")] = False,
     engine: Engine = "auto",
     threads: Threads = None,
+    kv_bits: KvBits = 16,
     dtype: Dtype = None,
     device: Device = None,
     memory: Memory = None,
@@ -61,7 +62,7 @@ def generate(
         from trimtab.runtime.batch import seeded
 
         watch(Progress("load", 0, 1, model))
-        voice = open_voice(model, engine, threads, dtype, device, memory)
+        voice = open_voice(model, engine, threads, dtype, device, memory, kv_bits)
         sampling = sampling_of(seed, temperature, top_k, top_p, repetition_penalty, voice)
         ids = [asked(voice, each, chat) for each in prompt]
     # No bars from here on: they would be drawn over the text.

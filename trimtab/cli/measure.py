@@ -9,7 +9,7 @@ import typer
 from trimtab.cli import show
 from trimtab.cli.compress import folder_size
 from trimtab.cli.manners import MEASURED, stoppable
-from trimtab.cli.options import Device, Dtype, Json, Memory, Quiet, Verbose, device_of, dtype_of
+from trimtab.cli.options import Device, Dtype, Json, KvBits, Memory, Quiet, Verbose, device_of, dtype_of
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
 
@@ -39,6 +39,7 @@ def measure(
     seed: Annotated[int, typer.Option(help="Decides which windows and items.")] = 0,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Also prefill and decode speed.")] = True,
     samples: Annotated[bool, typer.Option("--samples", help="Also what the models write after a few fixed prompts.")] = False,
+    kv_bits: KvBits = 16,
     dtype: Dtype = None,
     device: Device = None,
     memory: Memory = None,
@@ -58,7 +59,7 @@ def measure(
     pieces: list[Pieces] = []
     with stoppable(lambda: MEASURED), working(quiet, verbose, resumable=True) as watch:
         place = {"device": device_of(device), "dtype": dtype_of(dtype), "memory": memory}
-        setting |= {"tasks": _named(tasks), "limit": limit or None}
+        setting |= {"tasks": _named(tasks), "limit": limit or None, "kv_bits": kv_bits}
         for number, model in enumerate(dict.fromkeys(models)):
             opened = _opened(model, place, watch, (number, len(models)))
             pieces.append(_pieces(model, place))

@@ -20,6 +20,8 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, f
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ... (default: cpu)")]
 MEMORY = "At most so much for the tensors, such as 60MB or 40%: of stacks of blocks (bitstack) as many are opened as fit."
 Memory = Annotated[str | None, typer.Option(help=MEMORY)]
+KV_BITS = "Bits of the keys and values that text is read through, 2 to 8; 16: as they come."
+KvBits = Annotated[int, typer.Option("--kv-bits", min=2, max=16, help=KV_BITS)]
 Threads = Annotated[int | None, typer.Option(min=1, help="How many threads compute. (default: all cores)")]
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trimtab.runtime import Sampling
 
 ENGINES = ("auto", "native", "torch")
+WHOLE = 16  # bits of keys and values that are held as they come
 Hear = Callable[[int], None]
 
 
@@ -92,12 +93,12 @@ class Torch:
 
     engine = "torch"
 
-    def __init__(self, model: str, threads: int | None, place: Mapping[str, Any]):
+    def __init__(self, model: str, threads: int | None, place: Mapping[str, Any], kv_bits: int = WHOLE):
         from trimtab.cli.measure import open_with_tokenizer
 
         self.model, self.tokenizer = open_with_tokenizer(model, place)
         self.penalty = float(self.model.generation_config.repetition_penalty or 1.0)
-        self.threads = threads
+        self.threads, self.kv_bits = threads, kv_bits
         self.about = "transformers' generate"
 
     def encode(self, text: str, special: bool) -> list[int]:
@@ -119,7 +120,7 @@ class Torch:
         from trimtab.tensors.products import fast_products
 
         with fast_products(), torch_threads(self.threads):
-            answer(self.model, ids, new_tokens, sampling, hear)
+            answer(self.model, ids, new_tokens, sampling, hear, self.kv_bits)
 
     def say_together(self, ids: Sequence[Sequence[int]], new_tokens: int, samplings: Sequence["Sampling"]) -> list[list[int]]:
         said: list[list[int]] = [[] for _ in ids]
@@ -135,14 +136,15 @@ def open_voice(
     dtype: str | None = None,
     device: str | None = None,
     memory: str | None = None,
+    kv_bits: int = WHOLE,
 ) -> Voice:
     """The native session, or, with a line on stderr that says why not, transformers. Raises `UsageError`.
 
-    engine: native (or an error), torch (asked for), auto. dtype, device and memory belong to torch: with them it is meant.
+    engine: native (or an error), torch (asked for), auto. dtype, device, memory and kv_bits belong to torch: with them it is meant.
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine cannot be {engine!r}{did_you_mean(engine, ENGINES)}")
-    torchs = {"--dtype": dtype, "--device": device, "--memory": memory}
+    torchs = {"--dtype": dtype, "--device": device, "--memory": memory, "--kv-bits": None if kv_bits == WHOLE else kv_bits}
     asked = next((name for name, value in torchs.items() if value is not None), "")
     if engine == "native" and asked:
         raise UsageError(f"{asked} belongs to the torch engine; leave it out, or ask with --engine torch")
@@ -156,7 +158,7 @@ def open_voice(
             why = str(error)
     from trimtab.cli.options import device_of, dtype_of
 
-    voice = Torch(model, threads, {"device": device_of(device), "dtype": dtype_of(dtype), "memory": memory})
+    voice = Torch(model, threads, {"device": device_of(device), "dtype": dtype_of(dtype), "memory": memory}, kv_bits)
     if why:  # now that it is true
         complain(f"{why}; transformers' generate answers instead", "note: ")
     return voice

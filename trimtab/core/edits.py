@@ -47,6 +47,15 @@ class Share:
     source: int
 
 
+@dataclass(frozen=True, eq=False)
+class OnBasis:
+    """Let a matrix be `left` [out, rank] @ the last factor of the chain that stands at `source`, stored once, there."""
+
+    site: Site
+    left: Tensor
+    source: Site
+
+
 @dataclass(frozen=True)
 class NarrowStream:
     """The residual stream is `width` wide from now on. Every matrix and norm at it is set by edits that come after this one."""
@@ -59,5 +68,5 @@ class Untie:
     """Give the output head a matrix of its own where it shares the embedding's."""
 
 
-Edit = SetWeight | SetParam | Narrow | DropBlock | Share | NarrowStream | Untie
+Edit = SetWeight | SetParam | Narrow | DropBlock | Share | OnBasis | NarrowStream | Untie
 Edits = list[Edit]

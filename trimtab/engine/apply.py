@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, Narrow, NarrowStream, SetParam, SetWeight, Share, Untie
+from trimtab.core.edits import DropBlock, Edits, Narrow, NarrowStream, OnBasis, SetParam, SetWeight, Share, Untie
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
 from trimtab.core.places import Member, Role
+from trimtab.engine.basis import lend, write_out_bases
 from trimtab.engine.shared import share, write_out
 from trimtab.engine.surgery import place
 from trimtab.formats import NM, Dense, Masked
@@ -36,6 +37,8 @@ def apply(anatomy: Anatomy, edits: Edits, packed: bool = False) -> None:
                 _narrow_stream(anatomy, edit.width)
             case Share():
                 _share(anatomy, edit)
+            case OnBasis():
+                _put_on_basis(anatomy, edit)
             case DropBlock():
                 pass  # all at once below: their indices are those before the edit
     dropped = [e.block for e in edits if isinstance(e, DropBlock)]
@@ -102,6 +105,15 @@ def _share(anatomy: Anatomy, edit: Share) -> None:
         share(anatomy.model, mine + name, theirs + name)
 
 
+def _put_on_basis(anatomy: Anatomy, edit: OnBasis) -> None:
+    site = edit.site
+    if site.index is not None or edit.source.index is not None:
+        raise ModelError(f"{site.name}: experts live in one tensor; they cannot stand on the basis of another matrix")
+    place(anatomy.model, site.path, Dense(edit.left), anatomy.bias(site))
+    # An ordinary layer by now, also where a transposed one stood.
+    lend(anatomy.model, site.path, edit.source.path, anatomy.model.get_submodule(site.path))
+
+
 def _untie(anatomy: Anatomy) -> None:
     head = next(s for s in anatomy.sites if s.role is Role.HEAD)
     model: Any = anatomy.model
@@ -128,6 +140,7 @@ def _drop(anatomy: Anatomy, dropped: Sequence[int]) -> None:
     count = len(anatomy.blocks)
     kept = [i for i in range(count) if i not in set(dropped)]
     for block in dropped:  # others may use what goes
+        write_out_bases(model, f"{anatomy.blocks_path}.{block}.")
         write_out(model, f"{anatomy.blocks_path}.{block}.")
     parent, _, name = anatomy.blocks_path.rpartition(".")
     blocks = nn.ModuleList(anatomy.blocks[i] for i in kept)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trimtab.core.errors import UsageError
 from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Seen
 from trimtab.core.places import Site
 from trimtab.formats import FORMATS, NM, Chain, Dense, Masked
@@ -46,10 +47,14 @@ def solved(method: LinearMethod, weight: Chain, seen: Seen, site: Site) -> Chain
     """The chain with the factors rounded that the method takes. seen: of the chain's inputs."""
     gram: Tensor | None = seen[Gram] if Gram in method.needs else None
     made: list[LinearWeight] = []
+    if not rounds_factors(method) or not any(isinstance(factor, method.takes) for factor in weight.factors):
+        kinds = ", ".join(factor.kind for factor in weight.factors)
+        raise UsageError(f"{method.card.id} does not take a product of {kinds}, as {site.name} is; leave it out of the step")
     for number, factor in reversed(list(enumerate(weight.factors))):
         if isinstance(factor, method.takes):
-            shown = seen.showing({} if gram is None else {Gram: gram})
-            factor = method.solve(factor, shown, replace(site, shape=factor.shape))
+            shown, place = seen.showing({} if gram is None else {Gram: gram}), replace(site, shape=factor.shape)
+            method.fits(place)
+            factor = method.solve(factor, shown, place)
             seen.drew |= shown.drew
             for key, value in shown.notes.items():
                 seen.note(f"{key}, factor {number}", value)

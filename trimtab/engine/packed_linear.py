@@ -93,6 +93,13 @@ class PackedLinear(nn.Module):
             weight = self._kept("leaves", x.dtype, lambda: with_dense_leaves(weight, x.dtype))
         return forward.linear(x, weight, self.bias)
 
+    def through_last(self, x: Tensor) -> Tensor:
+        """What the last factor of a chain, which is applied first, makes of x: [..., in] -> [..., rank]."""
+        weight: Any = self.weight_value
+        if DENSE_CACHE and not self.training:
+            weight = self._kept("leaves", x.dtype, lambda: with_dense_leaves(weight, x.dtype))
+        return forward.linear(x, weight.factors[-1])
+
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """The dense matrix [out, in] in this dtype."""
         weight = self.weight_value
@@ -203,8 +210,8 @@ class DenseLeaf:
 
 def with_dense_leaves(weight: LinearWeight, dtype: torch.dtype) -> Any:
     """The same composition (sum, chain, rotation) over leaves that are unpacked already."""
-    if isinstance(weight, formats.BlockDiagonal) or forward.is_short(weight):
-        return weight  # multiplied block by block, or factor by factor
+    if isinstance(weight, formats.BlockDiagonal | formats.Kronecker) or forward.is_short(weight):
+        return weight  # multiplied block by block, or factor by factor; unpacked it would only be larger
     parts = _parts(weight)
     if not parts:
         return DenseLeaf(weight.dense().to(dtype), weight.bits)

@@ -13,7 +13,7 @@ from trimtab.core.registry import kind
 from trimtab.core.scratch import ScratchMethod
 from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import TrainedMethod
-from trimtab.engine.by_factor import factors
+from trimtab.engine.by_factor import factors, rounds_factors
 from trimtab.engine.storage import Files
 from trimtab.formats import Chain
 
@@ -76,6 +76,9 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
         elif isinstance(step.method, ChannelMethod | ModelMethod):
             _dense_only(step, anatomy, held)
             files.rewrite(getattr(step.method, "unties", False), getattr(step.method, "preserves", False))
+            if given := getattr(step.method, "gives", ()):
+                held = {site: (*kinds, *given) if site.block is not None else kinds for site, kinds in held.items()}
+                came = {}
         elif isinstance(step.method, TaughtMethod):
             _enough_text(step.method, recipe)
             _everywhere(step)
@@ -144,10 +147,11 @@ def _fit(
 ) -> None:
     for site in sites:
         parts = factors(method, site, specs[site])
+        apart = parts or (specs[site] is None and rounds_factors(method))
         for place in [site, *parts]:
             method.fits(place)
         for format in held[site]:
-            if not takes(method, format) and not (parts and issubclass(format, Chain)):
+            if not takes(method, format) and not (apart and issubclass(format, Chain)):
                 taken = " or ".join(t.__name__ for t in method.takes)
                 raise RecipeError(f"{method.card.id} takes {taken}, but {_why_not(method.card.id, site, format, came)}")
 

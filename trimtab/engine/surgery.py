@@ -6,6 +6,7 @@ what a checkpoint needs to know can always be read off the model itself.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from trimtab.core.errors import ModelError, TrimtabError, first_line
 from trimtab.core.kinds import LinearWeight
+from trimtab.engine.basis import LEFT, BasisLinear, borrowers, lend
 from trimtab.engine.packed_linear import PackedLinear, PackedStack
 from trimtab.engine.shared import SharedLinear, share
-from trimtab.formats import Dense
+from trimtab.formats import Chain, Dense
 
 WIDEST = 1 << 24
 MOST_EXPERTS = 1 << 16
@@ -39,6 +41,8 @@ def place(
         _place_expert(model, path, weight, transposed, index)
         return
     old = _module(model, path)
+    if not isinstance(weight, Chain) and any(borrowers(model, f"{path}.")):
+        raise ModelError(f"other matrices stand on the basis of {path}; it can only be another chain, leave it out of this step")
     like = _reference(old, model)
     if bias is not None:
         bias = bias.detach().to(device=like.device, dtype=like.dtype)
@@ -69,11 +73,11 @@ def shape(model: nn.Module, modules: Mapping[str, Any], dtype: torch.dtype) -> N
     """Gives a skeleton on the meta device the modules that a checkpoint describes. The description is not trusted.
 
     modules: dotted path -> {"kind": "dense", "shape": [out, in], "bias": bool}, or of three dimensions for experts;
-    {"kind": "stack", ...}; {"kind": "shared", "of": path of the matrix that it uses}; or the spec of a packed weight with "bias"
-    beside it. Raises `ModelError` naming the path.
+    {"kind": "stack", ...}; {"kind": "shared", "of": path of the matrix that it uses}; {"kind": "on_basis", "of": path of the
+    chain whose last factor it stands on, "shape": [out, rank] of its own part, "bias": bool}; or the spec of a packed weight
+    with "bias" beside it. Raises `ModelError` naming the path.
     """
-    # What is shared comes last: it has the shape of what it uses.
-    for path, entry in sorted(modules.items(), key=_is_shared):
+    for path, entry in sorted(modules.items(), key=partial(_turn, modules)):
         try:
             _shape_one(model, path, dict(entry), dtype)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, TrimtabError) as error:
@@ -92,6 +96,12 @@ def describe(model: nn.Module, skeleton: nn.Module) -> Modules:
             found[path], inside = module.spec, path + "."
         elif isinstance(module, PackedLinear):
             found[path] = {**module.spec, "bias": module.bias is not None}
+        elif isinstance(module, BasisLinear):
+            bias = module.left.bias is not None
+            size = [module.out_features, module.left.in_features]
+            found[path] = {"kind": "on_basis", "of": paths[id(module.lender)], "shape": size, "bias": bias}
+        elif path.endswith(f".{LEFT}") and path.removesuffix(f".{LEFT}") in found:
+            continue  # as it is described there
         elif isinstance(module, SharedLinear):
             found[path] = {"kind": "shared", "of": paths[id(module.source)]}
         elif isinstance(module, nn.Linear) or _is_conv1d(module):
@@ -105,8 +115,12 @@ def describe(model: nn.Module, skeleton: nn.Module) -> Modules:
     return found
 
 
-def _is_shared(described: tuple[str, Any]) -> bool:
-    return isinstance(described[1], Mapping) and described[1].get("kind") == "shared"
+def _turn(modules: Mapping[str, Any], described: tuple[str, Any]) -> int:
+    """What uses other matrices comes after them, and what is inside of that, last."""
+    path, entry = described
+    if path.endswith(f".{LEFT}") and path.removesuffix(f".{LEFT}") in modules:
+        return 2
+    return int(isinstance(entry, Mapping) and entry.get("kind") in ("shared", "on_basis"))
 
 
 def _shape_one(model: nn.Module, path: str, entry: dict[str, Any], dtype: torch.dtype) -> None:
@@ -117,6 +131,9 @@ def _shape_one(model: nn.Module, path: str, entry: dict[str, Any], dtype: torch.
         _exchange_experts(model, path, PackedStack.empty(entry, dtype))
     elif kind == "shared":
         share(model, path, entry["of"])
+    elif kind == "on_basis":
+        out, rank = (_size(n) for n in entry["shape"])
+        lend(model, path, entry["of"], nn.Linear(rank, out, bias=_flag(entry["bias"]), device="meta", dtype=dtype))
     elif kind == "dense":
         sizes = [_size(n) for n in entry["shape"]]
         if len(sizes) == 3:

@@ -26,6 +26,7 @@ from torch.func import functional_call
 from trimtab.anatomy import Anatomy
 from trimtab.core.edits import SetWeight
 from trimtab.core.errors import CalibrationError, RecipeError
+from trimtab.core.feeding import Feeds
 from trimtab.core.kinds import BlockMethod, Learner, Original, Seen
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress
@@ -181,7 +182,8 @@ class _Tuner:
 
     def _answer(self, block: int, batch: int, hidden: Tensor, learners: dict[Site, Learner]) -> Tensor:
         module, call = self.anatomy.blocks[block], self.inputs.calls[block][batch]
-        output = functional_call(module, _instead(self.anatomy, block, learners), (hidden, *call.args), call.kwargs)
+        with _feeding(self.anatomy, learners):
+            output = functional_call(module, _instead(self.anatomy, block, learners), (hidden, *call.args), call.kwargs)
         answer: Tensor = output[0] if isinstance(output, tuple) else output
         return answer
 
@@ -229,13 +231,25 @@ def _fixed(block: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def _feeding(anatomy: Anatomy, learners: Mapping[Site, Learner]) -> Iterator[None]:
+    """Inside, learners that change what their matrix is given do so."""
+    with ExitStack() as stack:
+        for site, learner in learners.items():
+            if isinstance(learner, Feeds):
+                module = anatomy.model.get_submodule(site.path)
+                handle = module.register_forward_pre_hook(lambda _, given, learner=learner: (learner.feed(given[0]),))
+                stack.callback(handle.remove)
+        yield
+
+
 def _instead(anatomy: Anatomy, block: int, learners: Mapping[Site, Learner]) -> dict[str, Tensor]:
     """What stands for the block's own parameters, by their names in it."""
     prefix = f"{anatomy.blocks_path}.{block}."
     found: dict[str, Tensor] = {}
     stacks: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for site, learner in learners.items():
-        matrix = learner.matrix()
+        matrix = learner.fed() if isinstance(learner, Feeds) else learner.matrix()
         matrix = matrix.T if site.transposed else matrix
         name = site.path.removeprefix(prefix)
         if site.index is None:

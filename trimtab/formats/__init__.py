@@ -1,6 +1,7 @@
 """Containers: the ways a weight matrix can be stored. `dense()` defines each of them."""
 
 from trimtab.core.kinds import LinearWeight
+from trimtab.formats.activations import Activations
 from trimtab.formats.bitplanes import BitPlanes
 from trimtab.formats.block_diagonal import BlockDiagonal
 from trimtab.formats.butterfly import Butterfly
@@ -8,6 +9,7 @@ from trimtab.formats.codebook import Codebook
 from trimtab.formats.dense import Dense
 from trimtab.formats.forward import linear
 from trimtab.formats.grouped import Grouped, check_group_size
+from trimtab.formats.kronecker import Kronecker
 from trimtab.formats.lattice import Lattice
 from trimtab.formats.lowrank import Chain, low_rank
 from trimtab.formats.masked import Masked
@@ -39,6 +41,8 @@ _OURS: tuple[type[LinearWeight], ...] = (
     Sum,
     Rotated,
     Rotation,
+    Activations,
+    Kronecker,
 )
 FORMATS.update({format.kind: format for format in _OURS})
 
@@ -51,6 +55,7 @@ def is_plain(weight: LinearWeight) -> bool:
 __all__ = [
     "FORMATS",
     "NM",
+    "Activations",
     "BitPlanes",
     "BlockDiagonal",
     "Butterfly",
@@ -58,6 +63,7 @@ __all__ = [
     "Codebook",
     "Dense",
     "Grouped",
+    "Kronecker",
     "Lattice",
     "Masked",
     "Mpo",

@@ -1,6 +1,7 @@
 """How a weight is applied: y = x W^T + bias, following the structure instead of multiplying it out where that is cheaper.
 
-A chain is applied factor by factor, a sum part by part, a rotation to the activations; every other format, a leaf, through
+A chain is applied factor by factor, a sum part by part, a rotation and a rounding to the activations, a Kronecker product
+factor by factor; every other format, a leaf, through
 dense(). This is the specification in terms of outputs, and the path where no kernel serves a format.
 """
 
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.core.kinds import LinearWeight
+from trimtab.formats.activations import Activations
 from trimtab.formats.block_diagonal import BlockDiagonal
 from trimtab.formats.butterfly import Butterfly
 from trimtab.formats.codebook import Codebook
+from trimtab.formats.kronecker import Kronecker
 from trimtab.formats.lowrank import Chain
 from trimtab.formats.mpo import Mpo
 from trimtab.formats.rotated import Rotated
@@ -77,10 +80,15 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None, leaf: Le
         return total
     if isinstance(weight, Rotated):
         return linear(transform(x, weight.block, weight.signs), weight.inner, bias, leaf)
+    if isinstance(weight, Activations):
+        return linear(weight.rounded(x), weight.inner, bias, leaf)
     if picks(weight, x):
         return _picked(x, weight, bias)
     if isinstance(weight, Rotation):
         y = inverse(x, weight.block, weight.signs)
+        return y if bias is None else y + bias
+    if isinstance(weight, Kronecker):
+        y = weight.applied(x)
         return y if bias is None else y + bias
     return leaf(x, weight, bias)
 
@@ -91,9 +99,9 @@ def leaves(weight: LinearWeight) -> Iterator[LinearWeight]:
         parts = weight.factors
     elif isinstance(weight, Sum):
         parts = weight.parts
-    elif isinstance(weight, Rotated):
+    elif isinstance(weight, Rotated | Activations):
         parts = (weight.inner,)
-    elif isinstance(weight, Rotation):
+    elif isinstance(weight, Rotation | Kronecker):
         return
     else:
         yield weight

@@ -194,9 +194,7 @@ def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watch
         identity=identity,
         watch=watch,
     )
-    # A hook may have put one parameter in the place of several.
-    left = set(map(id, job.model.parameters()))
-    count = sum(parameter.numel() for parameter in trained.values() if id(parameter) in left)
+    count = still_there(job.model, trained)
     numbers = (len(job.train.rows), len(job.validation.rows), job.train.truncated, job.train.dropped)
     done = Adapted(job.out, str(job.method), count, *numbers, tuned, peak_memory())
     if end is not None:
@@ -287,6 +285,12 @@ def prepared(
     for name, parameter in anatomy.model.named_parameters():
         parameter.requires_grad_(name in names)
     return _wanting(anatomy.model), {}, [method.hook(anatomy, seeds)]
+
+
+def still_there(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> int:
+    """How many numbers were trained; a hook may have put one parameter in the place of several."""
+    left = set(map(id, model.parameters()))
+    return sum(parameter.numel() for parameter in trained.values() if id(parameter) in left)
 
 
 def _wanting(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -6,8 +6,9 @@ package, so the name cannot stand for a function beside it; instead the module c
 
 import inspect
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ from trimtab.core.progress import Watcher, unwatched
 from trimtab.core.report import Measurement
 from trimtab.data.windows import evaluation_windows
 from trimtab.host.checkpoint import local_folder
+from trimtab.host.kv.quantized import WHOLE
+from trimtab.host.kv.reading import rounded_kv
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.opening import load
 from trimtab.measure.memory import peak_memory
@@ -48,6 +51,7 @@ def measure(
     limit: int | None = None,
     watch: Watcher = unwatched,
     keep: Keep | None = None,
+    kv_bits: int = WHOLE,
 ) -> list[Measurement]:
     """Perplexity and bits per byte on `windows` windows of the source, size, memory; if asked, speed and tasks.
 
@@ -56,6 +60,7 @@ def measure(
     tasks: names that `trimtab.measure.tasks` knows; limit: at most so many items of each, the same for every model.
     keep: of batches of windows and of items, so that a measurement that is stopped goes on behind the last; None: of a model
     in files kept until all is measured, of one in memory not at all. Speed and memory are those of this process.
+    kv_bits: text and items are read through keys and values of so many bits, 2 to 8; 16: as they are. Not speed and memory.
     Raises UsageError for an unknown task or a missing tokenizer, DataError when the source is missing or too short,
     ModelError when the model's losses are not finite.
     """
@@ -64,17 +69,32 @@ def measure(
     name = str(model) if isinstance(model, str | Path) else None
     model, tokenizer = _opened(model, tokenizer)
     pieces = None if name is None else Pieces(depends_on(local_folder(resolve_model(name))))
-    kept = keep or pieces or unkept
+    kept = _apart(keep or pieces or unkept, kv_bits)
     ids = evaluation_windows(source, tokenizer, windows, length, seed, stride)  # [windows, length]
     with fast_products(), peak_memory(model) as peak:
-        found = [*_text(model, tokenizer, ids, stride, source, seed, kept), *size_of(model)]
+        found = _through(model, kv_bits, lambda: _text(model, tokenizer, ids, stride, source, seed, kept))
+        found += size_of(model)
         if speed:
             found += [prefill_speed(model, ids[:1]), decode_speed(model, ids[:1, : min(32, length)])]
         for task in tasks:
-            found += _task(model, tokenizer, task, limit, seed, watch, kept)
+            answers = partial(_task, model, tokenizer, task, limit, seed, watch, kept)
+            found += _through(model, kv_bits, answers)
     if pieces is not None:
         pieces.forget()
     return [*found, *peak]
+
+
+def _through(model: PreTrainedModel, kv_bits: int, make: Callable[[], list[Measurement]]) -> list[Measurement]:
+    """Measured with keys and values of so many bits, which the setting then says."""
+    if kv_bits == WHOLE:
+        return make()
+    with rounded_kv(model, kv_bits):
+        return [replace(one, setting={**one.setting, "kv_bits": kv_bits}) for one in make()]
+
+
+def _apart(keep: Keep, kv_bits: int) -> Keep:
+    """Pieces that were read through rounded keys and values are others."""
+    return keep if kv_bits == WHOLE else lambda what, make: keep({**what, "kv_bits": kv_bits}, make)
 
 
 def _opened(

@@ -20,7 +20,7 @@ from trimtab.core.recipe import Recipe, Where
 from trimtab.core.scratch import ScratchMethod
 from trimtab.data.examples import Examples, held_out
 from trimtab.data.windows import evaluation_windows
-from trimtab.host.homegrown import Homegrown, school, untrained
+from trimtab.host.homegrown import Homegrown, reading, untrained
 from trimtab.host.pretrain import Course
 from trimtab.host.scratch import changed, teach, text_rows
 from trimtab.host.source import recorded
@@ -69,7 +69,7 @@ def _trained(grown: Homegrown, recipe: Recipe, rate: float, setting: Setting, wa
     method = recipe.steps[0].method
     assert isinstance(method, ScratchMethod)
     course = changed(grown.course, None, rate, recipe.seed)
-    tokenizer, texts = school(grown)
+    tokenizer, texts = reading(grown)
     model = untrained(replace(grown, course=course))
     rows, apart = held_out(Examples(tuple(text_rows(texts, tokenizer, course.length))), HELD_OUT, recipe.seed)
     with TemporaryDirectory() as scratch:

@@ -26,6 +26,7 @@ from trimtab.engine.references import named
 from trimtab.host.checkpoint import local_folder
 from trimtab.host.compress import needs_calibration
 from trimtab.host.fingerprint import fingerprint
+from trimtab.host.kv.quantized import WHOLE
 from trimtab.host.locks import alone, is_taken
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.provenance import versions
@@ -93,10 +94,10 @@ def modules_of(recipes: Sequence[Recipe | None]) -> list[str]:
 
 
 class SideStore:
-    """Measured sides in one setting. ground: what its names stand for, if that is known already."""
+    """Measured sides in one setting. ground: what its names stand for, if that is known already; kv_bits: see `measure_side`."""
 
-    def __init__(self, setting: Setting, ground: Ground | None = None):
-        self.setting = setting
+    def __init__(self, setting: Setting, ground: Ground | None = None, kv_bits: int = WHOLE):
+        self.setting, self.kv_bits = setting, kv_bits
         self.ground = ground or Ground.of(setting)
         self.kept = Kept(SIDES)
 
@@ -134,7 +135,7 @@ class SideStore:
             return measure_scratch_side(self.ground.folder, recipe, self.setting, watch)
         if recipe is not None and is_tuned(recipe):
             return measure_tuned_side(self.ground.folder, recipe, self.setting, watch)
-        return measure_side(self.ground.folder, recipe, self.setting, watch)
+        return measure_side(self.ground.folder, recipe, self.setting, watch, self.kv_bits)
 
     def _kept(self, recipe: Recipe | None) -> Side | None:
         for seeded in (False, True):
@@ -156,6 +157,7 @@ class SideStore:
             "code": digest_of(modules_of([recipe])),
             "versions": {name: version for name, version in versions().items() if name != "trimtab"},
             "kernels": kernels_used(recipe.calibration.compute) if recipe else kernels_used(),
+            **({} if self.kv_bits == WHOLE else {"kv_bits": self.kv_bits}),
         }
 
     def _content(self, recipe: Recipe) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from trimtab.core.recipe import Calibration, Recipe
 from trimtab.data.windows import evaluation_windows
 from trimtab.host.checkpoint import load
 from trimtab.host.compress import compress
+from trimtab.host.kv.quantized import WHOLE
+from trimtab.host.kv.reading import rounded_kv
 from trimtab.measure.perplexity import token_losses
 from trimtab.measure.size import bits_per_weight
 from trimtab.tensors.products import fast_products
@@ -39,9 +41,10 @@ class Side:
     seconds: float
 
 
-def measure_side(folder: str, recipe: Recipe | None, setting: Setting, watch: Watcher = unwatched) -> Side:
+def measure_side(folder: str, recipe: Recipe | None, setting: Setting, watch: Watcher = unwatched, kv_bits: int = WHOLE) -> Side:
     """Opens the model, compresses it unless `recipe` is None, and measures it on the setting's text.
 
+    kv_bits: of the keys and values that it is read through, 2 to 8; 16: as they are.
     Raises what the recipe or the text raises; `ModelError` if the model has no tokenizer or its losses are not finite.
     """
     begun = perf_counter()
@@ -50,7 +53,7 @@ def measure_side(folder: str, recipe: Recipe | None, setting: Setting, watch: Wa
         raise ModelError(f"{folder} has no tokenizer; copy the tokenizer files of the original model into it")
     seeded = recipe is not None and compress(model, recipe, tokenizer=tokenizer, watch=watch).report.seeded
     windows = evaluation_windows(setting.text, tokenizer, setting.windows, setting.length, 0)
-    with fast_products():
+    with fast_products(), rounded_kv(model, kv_bits):
         losses = token_losses(model, windows).mean(1)
     bits = bits_per_weight(model)[0].value
     del model

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.core.errors import ModelError
 from trimtab.core.report import Measurement
+from trimtab.engine.basis import LEFT, BasisLinear
 
 WEIGHT_FILES = (".safetensors", ".gguf")
 
@@ -56,13 +57,17 @@ def _per_weight(name: str, held: list[tuple[int, float]]) -> Measurement:
 def _held(model: nn.Module) -> Iterator[tuple[str, int, float, bool]]:
     """(path, weights, stored bits, is a matrix) of every compressed weight and every plain parameter."""
     packed = {path: module for path, module in model.named_modules() if hasattr(module, "weight_value")}
+    # By what is stored, the weights of the matrix that it stands for: on a basis that another place stores, more than its own.
+    on_basis = {f"{path}.{LEFT}": m for path, m in model.named_modules() if isinstance(m, BasisLinear)}
+    whole = {path: m.out_features * m.in_features for path, m in on_basis.items()}
     for path, module in packed.items():
         rows, columns = module.weight_value.shape
-        yield path, rows * columns, module.weight_value.bits * rows * columns, True
+        yield path, whole.get(path, rows * columns), module.weight_value.bits * rows * columns, True
     for path, parameter in model.named_parameters():
         owner, _, name = path.rpartition(".")
         if owner not in packed or name == "bias":
-            yield path, parameter.numel(), _bits(parameter), parameter.ndim > 1
+            count = whole.get(owner, parameter.numel()) if name == "weight" else parameter.numel()
+            yield path, count, _bits(parameter), parameter.ndim > 1
 
 
 def _bits(tensor: Tensor) -> float:

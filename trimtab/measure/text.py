@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from trimtab.core.errors import UsageError
 from trimtab.core.seeds import Seeds
+from trimtab.host.kv.quantized import WHOLE, quantized_cache
 from trimtab.measure.perplexity import evaluating
 from trimtab.runtime.template import render
 
@@ -58,9 +59,17 @@ def generate(
 
 
 def answer(
-    model: PreTrainedModel, ids: Sequence[int], new_tokens: int, sampling: "Sampling", hear: Callable[[int], None]
+    model: PreTrainedModel,
+    ids: Sequence[int],
+    new_tokens: int,
+    sampling: "Sampling",
+    hear: Callable[[int], None],
+    kv_bits: int = WHOLE,
 ) -> list[int]:
-    """The ids that follow `ids`, each handed to `hear` as it is made. The same choices as the native session offers."""
+    """The ids that follow `ids`, each handed to `hear` as it is made. The same choices as the native session offers.
+
+    kv_bits: of keys and values, 2 to 8; 16: as they come. Raises `UsageError`.
+    """
     chosen = LogitsProcessorList()
     if sampling.temperature > 0:
         chosen.append(TemperatureLogitsWarper(float(sampling.temperature)))
@@ -69,7 +78,9 @@ def answer(
         if sampling.top_p < 1:
             chosen.append(TopPLogitsWarper(sampling.top_p))
         chosen.append(_Sampling(sampling.seed))
-    more = {"streamer": _Listener(hear), "repetition_penalty": float(sampling.repetition_penalty)}
+    more: dict[str, object] = {"streamer": _Listener(hear), "repetition_penalty": float(sampling.repetition_penalty)}
+    if kv_bits != WHOLE:
+        more["past_key_values"] = quantized_cache(model.config, kv_bits)
     return _continued(model, torch.tensor([list(ids)]), new_tokens, chosen, **more)
 
 

@@ -35,6 +35,7 @@ from trimtab.methods.channels.llm_pruner import LLMPruner as LLMPruner
 from trimtab.methods.channels.magnitude_sp import MagnitudeSP as MagnitudeSP
 from trimtab.methods.channels.wanda_sp import WandaSP as WandaSP
 from trimtab.methods.factorize.asvd import Asvd as Asvd
+from trimtab.methods.factorize.basis_sharing import BasisSharing as BasisSharing
 from trimtab.methods.factorize.butterfly import ButterflySum as ButterflySum
 from trimtab.methods.factorize.compactifai import CompactifAI as CompactifAI
 from trimtab.methods.factorize.eora import Eora as Eora
@@ -57,6 +58,7 @@ from trimtab.methods.prune.magnitude import Magnitude as Magnitude
 from trimtab.methods.prune.slim import Slim as Slim
 from trimtab.methods.prune.sparsegpt import SparseGPT as SparseGPT
 from trimtab.methods.prune.wanda import Wanda as Wanda
+from trimtab.methods.quantize.act_quant import ActQuant as ActQuant
 from trimtab.methods.quantize.aqlm import Aqlm as Aqlm
 from trimtab.methods.quantize.awq import Awq as Awq
 from trimtab.methods.quantize.awq_clip import AwqClip as AwqClip
@@ -83,5 +85,13 @@ from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
 from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT
+from trimtab.methods.scratch.galore import GaLore as GaLore
+from trimtab.methods.scratch.learned_butterfly import LearnedButterfly as LearnedButterfly
+from trimtab.methods.scratch.low_rank import LowRank as LowRank
+from trimtab.methods.scratch.phm import Phm as Phm
+from trimtab.methods.scratch.relora import ReLoRA as ReLoRA
+from trimtab.methods.scratch.sltrain import SLTrain as SLTrain
+from trimtab.methods.scratch.sst import Sst as Sst
+from trimtab.methods.scratch.structured_ffn import StructuredFFN as StructuredFFN
 from trimtab.methods.tune.distill import Distill as Distill
 from trimtab.methods.tune.recover import Recover as Recover

@@ -107,6 +107,8 @@ class Source:
     def weight(self, path: str, transposed: bool) -> Weight:
         path = self.owner(path)
         entry = self.modules.get(path)
+        if entry is not None and entry["kind"] == "on_basis":
+            return self._on_basis(path, str(entry.get("of")))
         if entry is None or (entry["kind"] == "dense" and "dtype" not in entry):
             return weights.plain(path, self.get(f"{path}.weight"), transposed)
         names = [name for name in self.tensors if name.startswith(f"{path}.") and name != f"{path}.bias"]
@@ -114,10 +116,18 @@ class Source:
         spec = {key: value for key, value in entry.items() if key != "bias"}
         return Weight(path, spec, {name.removeprefix(f"{path}."): self.tensors[name] for name in names})
 
+    def _on_basis(self, path: str, lender: str) -> Weight:
+        """The product of the place's own part and the last factor of the chain that stands at `lender`."""
+        if self.modules.get(lender, {}).get("kind") != "chain":
+            raise ModelError(f"{path} is said to stand on the basis of {lender:.200}, where no chain is")
+        return weights.product(self.weight(f"{path}.left", False), weights.parts_of(self.weight(lender, False))[-1])
+
     def bias(self, path: str) -> NDArray[np.float32] | None:
         path = self.owner(path)
+        entry = self.modules.get(path, {})
+        path = f"{path}.left" if entry.get("kind") == "on_basis" else path
         if not self.has(f"{path}.bias"):
-            if self.modules.get(path, {}).get("bias") is True:
+            if entry.get("bias") is True:
                 raise ModelError(f"{self.folder} does not hold {path}.bias; fetch or write the model again")
             return None
         return self.numbers(f"{path}.bias")

@@ -2,7 +2,7 @@
 
 The specs are those that `formats` writes; what they mean is said there. Every field is checked before it is used, and every
 tensor against the spec. A format without a kernel (points on pyramids or of a lattice, sums of
-signs, rotations) is unpacked once, while the model is opened.
+signs, rotations, matrix product operators, butterflies) is unpacked once, while the model is opened.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ from trimtab.runtime.folder import LARGEST, Bytes, Stored
 from trimtab.runtime.hadamard import base, rotation
 from trimtab.runtime.lattice import lattice
 from trimtab.runtime.native import native
+from trimtab.runtime.structured import butterfly, mpo
 
 MOST_PARTS = 64
 MOST_BLOCKS = 4096
@@ -120,13 +121,20 @@ def parts_of(weight: Weight) -> list[Weight]:
     return [Weight(weight.path, spec, _under(f"{i}_", weight.tensors)) for i, spec in enumerate(specs)]
 
 
+def product(left: Weight, right: Weight) -> Weight:
+    """left @ right, as a chain of the two."""
+    parts = [left, right]
+    tensors = {f"{i}_{name}": t for i, part in enumerate(parts) for name, t in part.tensors.items()}
+    spec = {"kind": "chain", "shape": [left.shape[0], right.shape[1]], "parts": [part.spec for part in parts]}
+    return Weight(left.path, spec, tensors)
+
+
 def unpacked(weight: Weight) -> Weight:
-    """The plain matrix that a format without a kernel stands for, in float32 unless the values have a narrower type."""
+    """The plain matrix that a format without a kernel stands for, in float32."""
     if weight.kind not in _UNPACK:
         raise Unsupported(f"{weight.path}: weights of kind {weight.kind!r:.40} are not covered")
     full = _UNPACK[weight.kind](weight)
-    dtype = str(weight.spec.get("dtype", "float32"))
-    return plain(weight.path, _of(dtype, full))
+    return plain(weight.path, _of("float32", full))
 
 
 def _linear(weight: Weight, depth: int) -> Any:
@@ -331,8 +339,10 @@ _UNPACK: dict[str, Callable[[Weight], NDArray[Any]]] = {
     "signstack": signstack,
     "lattice": lattice,
     "rotation": rotation,
+    "mpo": mpo,
+    "butterfly": butterfly,
 }
-_WHOLE = ("signplanes", "signstack", "lattice", "rotation")  # whose rows are no rows of their tensors
+_WHOLE = ("signplanes", "signstack", "lattice", "rotation", "mpo", "butterfly")  # whose rows are no rows of their tensors
 
 
 def _codes(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from trimtab.core.kinds import LinearWeight
 from trimtab.formats import (
     NM,
+    Activations,
     BitPlanes,
     BlockDiagonal,
     Butterfly,
@@ -15,6 +16,7 @@ from trimtab.formats import (
     Codebook,
     Dense,
     Grouped,
+    Kronecker,
     Lattice,
     Masked,
     Mpo,
@@ -28,6 +30,7 @@ from trimtab.formats import (
 )
 from trimtab.tensors.butterfly import size_for, stacks_for
 from trimtab.tensors.hadamard import largest_block
+from trimtab.tensors.kronecker import even_split
 from trimtab.tensors.mpo import axes, bonds
 
 
@@ -64,6 +67,8 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         Rotated(Dense(_matrix(out, in_, generator)), largest_block(in_)),
         Sum((rotated(Sum((nm(out, in_, generator), masked(out, in_, generator))), generator), _thin(out, in_, generator))),
         *(lattice(out, in_, bits, generator) for bits in (1, 2) if in_ % 8 == 0),
+        kronecker(out, in_, generator, scaled=True),
+        Chain((grouped(out, in_, 4, generator), kronecker(in_, in_, generator))),
         Chain((rotation(out, generator), rotated(grouped(out, in_, 4, generator), generator))),
     ]
 
@@ -171,9 +176,23 @@ def lattice(out: int, in_: int, bits: int, generator: torch.Generator) -> Lattic
     return Lattice(codes, torch.rand(1, generator=generator).half(), bits)
 
 
+def kronecker(out: int, in_: int, generator: torch.Generator, scaled: bool = False) -> Kronecker:
+    """Random factors, the first one as large as the smaller of two factors of either width that are about equal."""
+    rows, columns = even_split(out)[0], even_split(in_)[0]
+    right = torch.randn(out // rows, in_ // columns, generator=generator)
+    scale = torch.rand(in_, generator=generator).half() if scaled else None
+    return Kronecker(torch.randn(rows, columns, generator=generator).half(), right.half(), scale)
+
+
 def rotation(width: int, generator: torch.Generator) -> Rotation:
     """Random signs, the largest block that fits."""
     return Rotation(torch.randint(0, 2, (width,), generator=generator) * 2 - 1, largest_block(width))
+
+
+def activations(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
+    """What rounds its inputs, so that it is not applied as its matrix is: by tokens, and by groups inside a rotation."""
+    groups = Activations(grouped(out, in_, 4, generator), 4, _divisor(in_, 16), 0.9)
+    return [Activations(Dense(_matrix(out, in_, generator)), 8, in_), rotated(groups, generator)]
 
 
 def rotated(inner: LinearWeight, generator: torch.Generator) -> Rotated:

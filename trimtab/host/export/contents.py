@@ -19,6 +19,7 @@ from trimtab.core.errors import UsageError
 from trimtab.core.kinds import LinearWeight
 from trimtab.engine.packed_linear import PackedLinear, PackedStack
 from trimtab.formats import Dense, Grouped
+from trimtab.formats.activations import rounds_inputs
 
 Verdict = Literal["exact", "re-quantized", "refused"]
 Value = LinearWeight | Tensor
@@ -74,8 +75,13 @@ def forget_quantizer(model: PreTrainedModel) -> None:
 
 
 def values_of(model: nn.Module) -> dict[str, Value]:
-    """Name -> packed weight, or tensor, in the order of the model. Shared tensors appear once, under their first name."""
+    """Name -> packed weight, or tensor, in the order of the model. Shared tensors appear once, under their first name.
+
+    Raises `UsageError` for a matrix that rounds its inputs: a file of matrices would be another model.
+    """
     packed = {path: m for path, m in model.named_modules() if isinstance(m, PackedLinear)}
+    if rounding := next((path for path, m in packed.items() if rounds_inputs(m.spec)), None):
+        raise UsageError(f"{rounding} rounds its inputs, which no other format says; export the model before act_quant")
     stacks = [path for path, m in model.named_modules() if isinstance(m, PackedStack)]
     found: dict[str, Value] = {}
     seen: set[int] = set()

@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.core.errors import TrimtabError, UsageError, did_you_mean
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.report import Measurement
+from trimtab.engine.basis import write_out_bases
 from trimtab.engine.shared import write_out
 from trimtab.host.checkpoint import load, local_folder
 from trimtab.host.export import reopen
@@ -173,7 +174,7 @@ def _opened(asked: _Asked, work: UnderWay | None) -> tuple[Contents, list[list[i
     ids = reopen.prompts(tokenizer, opened.config.get_text_config().vocab_size)
     ours = None if work is None else work.logits(lambda: _float_logits(opened, ids))
     forget_quantizer(opened)
-    copies = write_out(opened)
+    copies = write_out(opened) + write_out_bases(opened)
     notes = [f"{copies} shared matrices were written out, once for each place"] if copies else []
     notes += asked.target.prepare(opened)
     return Contents(opened, tokenizer, asked.target.config(opened), values_of(opened), tuple(notes)), ids, ours

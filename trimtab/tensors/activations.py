@@ -1,0 +1,24 @@
+"""Activations rounded as they come: every token, or every group of its channels, on a grid of its own.
+
+Integers symmetric about zero, scale = clip max|x| / (2^(bits - 1) - 1), codes from -2^(bits - 1) to 2^(bits - 1) - 1. Nothing is
+calibrated; the grid is made of the very numbers it rounds, so a loud channel makes it coarse for all others of its group.
+"""
+
+from torch import Tensor
+
+from trimtab.tensors.through import rounded
+
+
+def per_token(x: Tensor, bits: int, group_size: int, clip: float | Tensor = 1.0) -> Tensor:
+    """x [..., in] rounded, in the dtype of x; computed in float32 for narrower types. group_size divides in.
+
+    clip: the part of each group's range that the grid covers. Gradients pass the rounding, and reach clip. Groups of zeros,
+    or of numbers too small to divide by, become zeros.
+    """
+    top = 2 ** (bits - 1) - 1
+    wide = x if x.dtype.itemsize >= 4 else x.float()
+    groups = wide.reshape(*x.shape[:-1], -1, group_size)
+    scale = groups.abs().amax(-1, keepdim=True) * clip / top
+    usable = scale.masked_fill(scale == 0, 1.0)
+    values = rounded(groups / usable).clamp(-top - 1, top) * scale
+    return values.reshape(x.shape).to(x.dtype)
