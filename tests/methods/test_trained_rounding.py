@@ -91,13 +91,13 @@ def test_gradients_of_plane_scales_are_sums_over_their_planes():
 
 
 def test_trits_are_as_dense_as_the_width_allows():
-    for width, dim in ((60, 5), (36, 3), (64, 4), (14, 2), (7, 1)):
-        made = Ternary(drawn(900, width), width)
+    for width, dim in ((60, 5), (36, 3), (64, 4), (14, 1)):
+        made = Ternary(drawn(6000, width), width)
         assert made.result().codebook.shape == (1, 3**dim, dim)
         scale = 2 * made.weight.abs().mean(1, keepdim=True).detach()
         assert torch.allclose(made.matrix(), (made.weight / scale).round().clamp(-1, 1) * scale, rtol=1e-3)
     assert Ternary(drawn(400, 960), 960).result().bits < 1.68
-    assert Ternary(drawn(3, 60), 60).result().codebook.shape == (1, 3, 1)  # the table of more would take more
+    assert Ternary(drawn(3, 60), 60).result().codebook.shape == (1, 3, 1)  # a larger table would take more than it saves
     assert learner("fours", drawn(4, 24)).result().code_bits == 4
 
 
@@ -170,9 +170,8 @@ def test_a_cold_palette_is_k_means_and_has_the_nearest_codes():
     once = settled(weight.flatten(), torch.ones(150), palette, cold, 1)
     means = torch.stack([weight[nearest(weight, palette) == code].mean() for code in range(3)])
     assert torch.allclose(once, means, atol=1e-6)
-    assert torch.allclose(
-        soft(weight, once, cold, 1), settled(weight.flatten(), torch.ones(150), once, cold, 1)[nearest(weight, once)]
-    )
+    moved = settled(weight.flatten(), torch.ones(150), once, cold, 1)
+    assert torch.allclose(soft(weight, once, cold, 1), moved[nearest(weight, moved)], atol=1e-6)
 
 
 def test_divergences_between_predictions():

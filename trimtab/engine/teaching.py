@@ -179,7 +179,7 @@ def _check_layer(anatomy: Anatomy, site: Site) -> None:
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Inside, the parameters that are not packed are float32; afterwards they are again what they were."""
-    before = {name: p.dtype for name, p in _plain(model)}
+    before = {name: p.dtype for name, p in _floats(model)}
     usual = next(iter(before.values()), torch.float32)
     with ExitStack() as stack:
         stack.callback(lambda: _cast(model, lambda name: before.get(name, usual)))
@@ -188,16 +188,13 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def _cast(model: nn.Module, dtype: Callable[[str], torch.dtype]) -> None:
-    for name, parameter in _plain(model):
+    for name, parameter in _floats(model):
         parameter.data = parameter.data.to(dtype(name))
 
 
-def _plain(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for path, module in model.named_modules():
-        if not isinstance(module, PackedLinear):
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.is_floating_point():
-                    yield f"{path}.{name}", parameter
+def _floats(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Of packed layers the biases; what else they hold are buffers."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.is_floating_point())
 
 
 def _stored_bits(bench: Bench, anatomy: Anatomy) -> float:

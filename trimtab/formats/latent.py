@@ -19,7 +19,7 @@ from trimtab.tensors.rounding import LARGEST
 from trimtab.tensors.through import through
 
 FOUR_BITS = 4
-CODED = {5: 8, 3: 5, 4: 7, 2: 4, 1: 2}  # trits in one code, and the bits that it takes
+CODED = {5: 8, 3: 5, 4: 7, 1: 2}  # trits in one code, and the bits that it takes
 
 
 class Latent(Learner):

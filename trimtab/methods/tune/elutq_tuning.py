@@ -1,4 +1,4 @@
-"""ELUTQ's tuning of the whole model: the codes of a quantized model stay, its scales and offsets learn the text.
+"""ELUTQ tuning, of the whole model: the codes of a quantized model stay, its scales and offsets learn the text.
 
 Next-token cross-entropy over scales, offsets, codebooks and the gains of norms; the codes never change, so what is trained is
 about 2 % of the weights. After `elutq`, which learns block by block, or any other step that quantizes.
