@@ -37,7 +37,7 @@ class MatrixDelta(Delta):
 class ProductDelta(Delta):
     """scale * left @ right x, where left and right are made of what is trained. It is folded into any format."""
 
-    scale = 1.0
+    scale: float | Tensor = 1.0
 
     @abstractmethod
     def factors(self) -> tuple[Tensor, Tensor]:

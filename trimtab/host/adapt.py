@@ -277,7 +277,7 @@ def shown(
     if not (isinstance(method, AdapterMethod) and adapting.needs_text(method)):
         return []
     if method.looks_at == "general":
-        return list(general(SHOWN).to(device).split(1))
+        return [window[None] for window in general(SHOWN).to(device)]
     drawn = torch.randperm(len(rows.rows), generator=Seeds(seed).at("shown"))[:SHOWN]
     return [rows.rows[number].ids[None].to(device) for number in drawn.tolist()]
 

@@ -112,7 +112,8 @@ class SpectrumDelta(Delta):
         cosine, sine = self.amplitudes.flatten(1)
         cosines, sines = x @ self.inner[0], x @ self.inner[1]
         first, second = gates * (cosine * cosines - sine * sines), gates * (cosine * sines + sine * cosines)
-        return first @ self.outer[0].mT - second @ self.outer[1].mT
+        added: Tensor = first @ self.outer[0].mT - second @ self.outer[1].mT
+        return added
 
     def gates(self, x: Tensor) -> Tensor:
         """[..., experts], of which `top` are not zero and sum to one."""

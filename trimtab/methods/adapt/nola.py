@@ -57,7 +57,8 @@ class Nola(RankedMethod):
     def _drawn(self, side: str, how_many: int, size: int) -> Tensor:
         """[how_many, rank, size]"""
         generator = Seeds(self.key).at("nola", side, size, self.rank, self.bases)
-        return (2 * torch.rand(how_many, self.rank, size, generator=generator) - 1) * self.bases**-0.5
+        found: Tensor = (2 * torch.rand(how_many, self.rank, size, generator=generator) - 1) * self.bases**-0.5
+        return found
 
 
 class MixtureDelta(ProductDelta):
