@@ -110,7 +110,7 @@ class Selection(Hook):
 
     def opened(self, gates: Tensor) -> Tensor:
         """[matrices]: softmax over the block times the number of its matrices; 1 for gates that are alike."""
-        numbers = self.block.unique(return_inverse=True)[1].to(gates.device)
+        numbers = torch.unique(self.block, return_inverse=True)[1].to(gates.device)
         largest = torch.zeros_like(gates).scatter_reduce(0, numbers, gates.detach(), "amax", include_self=False)
         powers = (gates - largest[numbers]).exp()
         means = torch.zeros_like(gates).scatter_reduce(0, numbers, powers, "mean", include_self=False)
@@ -120,7 +120,7 @@ class Selection(Hook):
         draw = torch.rand(len(gates), generator=training.seeds.at("diffora"))
         scores = {"widest": gates, "narrowest": -gates, "any": draw}[self.how.choose]
         own = torch.zeros(len(gates), dtype=torch.int8)
-        for block in self.block.unique():
+        for block in torch.unique(self.block):
             there = (self.block == block).nonzero()[:, 0]
             own[there[scores[there].topk(ceil(self.how.keep * len(there))).indices]] = 1
         return own
