@@ -10,6 +10,7 @@ the newest line of every recipe. Differences are paired over the windows, agains
 
 import argparse
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def run(given: argparse.Namespace, bits: int, recipe: str) -> bool:
     return found is not None
 
 
-def measured(given: argparse.Namespace) -> dict[str, Any]:
+def measured(given: argparse.Namespace, look: Callable[[Any], dict[str, Any]] = lambda model: {}) -> dict[str, Any]:
+    """One recipe on the model, which an empty one leaves as it is. look: at what came out, for more to be noted."""
     import torch
 
     from trimtab import Calibration, Recipe
@@ -105,19 +107,21 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     folder, gauge = resolve_model(MODEL), Gauge()
     model, tokenizer = load(folder)
     assert tokenizer is not None
-    recipe = Recipe.of(given.one, Calibration(SHOWN, given.windows * LENGTH, LENGTH), seed=0)
     with gauge("compress"):
-        done = compress(model, recipe, tokenizer=tokenizer)
+        if given.one:
+            recipe = Recipe.of(given.one, Calibration(SHOWN, given.windows * LENGTH, LENGTH), seed=given.seed)
+            model = compress(model, recipe, tokenizer=tokenizer).model
     with fast_products():
-        losses = token_losses(done.model, evaluation_windows(JUDGED, tokenizer, given.judged_windows, LENGTH, 0))
+        losses = token_losses(model, evaluation_windows(JUDGED, tokenizer, given.judged_windows, LENGTH, 0))
     found = perplexity(losses)
     return {
-        "stored_bits": bits_per_weight(done.model)[0].value,
+        "stored_bits": bits_per_weight(model)[0].value,
         "perplexity": found.value,
         "stderr": found.stderr,
         "losses": losses.mean(1).tolist(),
         **gauge.stages["compress"],
-        "setting": {"model": MODEL, "history": history(Path(folder)), "shown": SHOWN, "judged": JUDGED, "seed": 0}
+        **look(model),
+        "setting": {"model": MODEL, "history": history(Path(folder)), "shown": SHOWN, "judged": JUDGED, "seed": given.seed}
         | {"windows": given.windows, "judged_windows": given.judged_windows, "length": LENGTH, "threads": given.threads},
         "commit": commit(),
         "machine": machine(),
@@ -182,6 +186,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=32, help="calibration windows")
     parser.add_argument("--judged-windows", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
