@@ -13,8 +13,6 @@ was resident before it: activations are in that, too).
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gauge import Gauge, hand_over, use_threads, versions
+from ledger import Line, keep, measure, newest
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / "build" / "bench"
@@ -81,7 +80,7 @@ def wanted(given: argparse.Namespace, side: str) -> Iterator[tuple[float, int]]:
             yield best, seed
 
 
-def best_rate(found: list[dict[str, Any]], side: str) -> float | None:
+def best_rate(found: list[Line], side: str) -> float | None:
     """By the loss on the rows held out, of the first seed; None while a rate is missing."""
     first = {line["rate"]: line["validation"] for line in found if line["side"] == side and line["seed"] == 0}
     return min(first, key=lambda rate: first[rate]) if first.keys() >= set(RATES) else None
@@ -89,23 +88,13 @@ def best_rate(found: list[dict[str, Any]], side: str) -> float | None:
 
 def run(given: argparse.Namespace, side: str, rate: float, seed: int) -> bool:
     """One training in a process of its own; whether it came to an end."""
-    result = WORK / "scratch.json"
-    result.unlink(missing_ok=True)
     print(f"seed {seed}, rate {rate:g}: {side} ...", file=sys.stderr)
-    numbers = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in NUMBERS]
-    command = [sys.executable, __file__, "--one", side, "--rate", rate, "--seed", seed, "--result", result, *numbers]
-    command += ["--quick"] if given.quick else []
-    with (WORK / "scratch.log").open("a", encoding="utf-8") as log:
-        done = subprocess.run([*map(str, command)], stdout=log, stderr=log, check=False)
-    if done.returncode:
-        print(f"{side} did not finish, see {log.name}", file=sys.stderr)
+    options = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in NUMBERS]
+    options += [f"--rate={rate}", f"--seed={seed}", *(["--quick"] if given.quick else [])]
+    found = measure(__file__, side, options, WORK)
+    if found is None:
         return False
-    line = {"side": side, "rate": rate, "seed": seed, **json.loads(result.read_text(encoding="utf-8"))}
-    if given.quick:
-        print(json.dumps({name: value for name, value in line.items() if name != "losses"}))
-    else:
-        with LEDGER.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    keep(LEDGER, {"side": side, "rate": rate, "seed": seed, **found}, given.quick)
     return True
 
 
@@ -173,19 +162,16 @@ def counting() -> Any:
     return Counting()
 
 
-def lines() -> list[dict[str, Any]]:
+def lines() -> list[Line]:
     """The newest line of every side, rate and seed."""
-    if not LEDGER.exists():
-        return []
-    found = map(json.loads, LEDGER.read_text(encoding="utf-8").splitlines())
-    return [*{(line["side"], line["rate"], line["seed"]): line for line in found}.values()]
+    return newest(LEDGER, "side", "rate", "seed")
 
 
 def known() -> set[tuple[str, float, int]]:
     return {(line["side"], line["rate"], line["seed"]) for line in lines()}
 
 
-def page(found: list[dict[str, Any]]) -> str:
+def page(found: list[Line]) -> str:
     """Markdown: a table for each group."""
     text = ["# Trained from the first step", "", "Made by `benchmarks/scratch.py` from `scratch.jsonl`."]
     text += ["Differences are paired over seeds and windows, in nats per token against the first side of the group.", ""]
@@ -198,7 +184,7 @@ def page(found: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-def at_best(found: list[dict[str, Any]], side: str) -> dict[int, dict[str, Any]]:
+def at_best(found: list[Line], side: str) -> dict[int, Line]:
     """The lines of a side's own rate by seed; none while the rate is not known."""
     best = best_rate(found, side)
     return {line["seed"]: line for line in found if line["side"] == side and line["rate"] == best}
@@ -211,7 +197,7 @@ HEAD = (
 RULE = "|---|---|---|---|---|---|---|---|---|---|"
 
 
-def row(side: str, first: dict[int, dict[str, Any]], own: dict[int, dict[str, Any]]) -> str:
+def row(side: str, first: dict[int, Line], own: dict[int, Line]) -> str:
     """Means over seeds; the difference over those that both sides have."""
     import torch
 

@@ -17,7 +17,9 @@ from trimtab.core.errors import UsageError
 from trimtab.core.knobs import count
 from trimtab.core.places import Site
 from trimtab.core.scratch import ScratchMethod, Structure
-from trimtab.formats.dense import Dense
+from trimtab.formats.kronecker import Kronecker
+from trimtab.formats.registry import MOST_PARTS
+from trimtab.formats.sum import Sum
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Phm(ScratchMethod):
         ),
     )
 
-    components: int = count("n: products in the sum; numbers fall to about 1 / n", 2)
+    components: int = count("n: products in the sum; numbers fall to about 1 / n", 2, high=MOST_PARTS)
 
     def fits(self, site: Site) -> None:
         if any(width % self.components for width in site.shape):
@@ -70,5 +72,6 @@ class KroneckerSum(Structure):
     def matrix(self) -> Tensor:
         return torch.einsum("iab,icd->acbd", self.algebra, self.parts).flatten(2).flatten(0, 1)
 
-    def result(self) -> Dense:
-        return Dense(self.matrix().detach())
+    def result(self) -> Sum:
+        pairs = zip(self.algebra.detach().clone(), self.parts.detach().clone(), strict=True)
+        return Sum(tuple(Kronecker(left, right) for left, right in pairs))
