@@ -25,6 +25,7 @@ from trimtab.formats import (
     Kronecker,
     Lattice,
     Masked,
+    Permutation,
     Pyramid,
     Rotated,
     Rotation,
@@ -41,7 +42,7 @@ from trimtab.formats import (
 from trimtab.formats.activations import rounds_inputs
 from trimtab.formats.registry import DEEPEST
 from trimtab.tensors.hadamard import hadamard, transform
-from trimtab.testing.weights import activations, examples, rotation
+from trimtab.testing.weights import examples, rotation, uncompiled
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -54,7 +55,7 @@ def matrix(*size: int) -> torch.Tensor:
 
 ALL = [w for size in ((17, 33), (8, 48), (1, 2), (5, 12)) for w in examples(*size, seeded())]
 ALL += [rotation(width, seeded()) for width in (1, 12, 17)]
-ALL += activations(17, 33, seeded())
+ALL += uncompiled(17, 33, seeded())
 over_all = pytest.mark.parametrize("weight", ALL, ids=[f"{i}-{w.kind}" for i, w in enumerate(ALL)])
 
 
@@ -252,6 +253,12 @@ def decode_kronecker(spec, stored):
     return product * stored["scale"].double() if spec["scaled"] else product
 
 
+def decode_permutation(spec, stored):
+    picked = torch.zeros(spec["shape"], dtype=torch.float64)
+    picked[torch.arange(spec["shape"][0]), stored["order"].long()] = 1
+    return picked
+
+
 def decode_rotation(spec, stored):
     n = spec["shape"][0]
     negative = torch.from_numpy(read_bits(stored["signs"][None], 1, n)[0]).bool()
@@ -309,6 +316,7 @@ DECODERS = {
     "sum": decode_sum,
     "rotated": decode_rotated,
     "lattice": decode_lattice,
+    "permutation": decode_permutation,
     "rotation": decode_rotation,
     "kronecker": decode_kronecker,
 }
@@ -633,6 +641,7 @@ REFUSED = {
     "factors": (lambda: Chain((Dense(torch.ones(2, 3)), Dense(torch.ones(4, 2)))), "3 inputs take 4 outputs"),
     "no factors": (lambda: Chain(()), "1 to 64 parts, got 0"),
     "parts": (lambda: Sum((Dense(torch.ones(2, 3)), Dense(torch.ones(3, 2)))), "part 1 is 3 x 2, the sum is 2 x 3"),
+    "order": (lambda: Permutation(torch.tensor([0, 2, 2])), "every number below n once"),
     "kronecker dtype": (lambda: Kronecker(HALF, HALF.float()), "right must be float16"),
     "kronecker scale": (lambda: Kronecker(HALF, HALF, HALF[0]), r"scale must be float16 \[9\]"),
     "kronecker overflow": (lambda: Kronecker(HALF, HALF / 0), "right is not finite"),
