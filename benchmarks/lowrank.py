@@ -49,7 +49,8 @@ def recipes(table: str, groups: int = GROUPS) -> list[str]:
 def coded(groups: int) -> list[str]:
     """Fewer parameters with more bits each, beside all of them with about as many bits in all, and less."""
     factored = [f"svd_llm(keep={keep}, multiple={groups}) -> gptq(bits={bits}, group_size={groups})" for keep, bits in FACTORED]
-    return [f"gptq(bits={bits}, group_size={groups})" for bits in (4, 3)] + factored
+    alone = [f"gptq(bits={bits}, group_size={size})" for bits, size in ((4, groups), (4, 2 * groups), (3, groups))]
+    return alone + factored
 
 
 def main() -> int:

@@ -9,13 +9,13 @@ the newest line of every recipe. Differences are paired over the windows, agains
 """
 
 import argparse
-import json
-import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ledger
 from gauge import Gauge, hand_over, use_threads, versions
 
 HERE = Path(__file__).resolve().parent
@@ -68,38 +68,28 @@ def main() -> int:
             print(f"{recipe} ...", file=sys.stderr)
             failed += not run(given, bits, recipe)
     if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(lines()), encoding="utf-8")
+        PAGE.write_text(page(ledger.newest(LEDGER, "recipe")), encoding="utf-8")
     return 1 if failed else 0
 
 
 def wanted(given: argparse.Namespace, bits: int) -> list[str]:
     """What is to be run; without --again only what has no line."""
-    there = set() if given.again or given.quick else {line["recipe"] for line in lines()}
+    there = set() if given.again or given.quick else {line["recipe"] for line in ledger.newest(LEDGER, "recipe")}
     recipes = [*(recipe.format(bits=bits) for recipe in SAME_BITS), *SOME_BITS[bits]]
     return [recipe for recipe in recipes if recipe not in there and any(word in recipe for word in given.only)]
 
 
 def run(given: argparse.Namespace, bits: int, recipe: str) -> bool:
     """One recipe in a process of its own; whether it came to an end."""
-    result = WORK / "oneshot.json"
-    result.unlink(missing_ok=True)
     numbers = ("--windows", given.windows, "--judged-windows", given.judged_windows, "--threads", given.threads)
-    command = [sys.executable, __file__, "--one", recipe, "--result", result, *numbers]
-    with (WORK / "oneshot.log").open("a", encoding="utf-8") as log:
-        done = subprocess.run([*map(str, command)], stdout=log, stderr=log, check=False)
-    if done.returncode:
-        print(f"{recipe} did not finish, see {log.name}", file=sys.stderr)
-        return False
-    line = {"bits": bits, "recipe": recipe, **json.loads(result.read_text(encoding="utf-8"))}
-    if given.quick:
-        print(json.dumps({name: value for name, value in line.items() if name != "losses"}))
-    else:
-        with LEDGER.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    return True
+    found = ledger.measure(__file__, recipe, numbers, WORK)
+    if found is not None:
+        ledger.keep(LEDGER, {"bits": bits, "recipe": recipe, **found}, given.quick)
+    return found is not None
 
 
-def measured(given: argparse.Namespace) -> dict[str, Any]:
+def measured(given: argparse.Namespace, look: Callable[[Any], dict[str, Any]] = lambda model: {}) -> dict[str, Any]:
+    """One recipe on the model, which an empty one leaves as it is. look: at what came out, for more to be noted."""
     import torch
 
     from trimtab import Calibration, Recipe
@@ -117,33 +107,27 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     folder, gauge = resolve_model(MODEL), Gauge()
     model, tokenizer = load(folder)
     assert tokenizer is not None
-    recipe = Recipe.of(given.one, Calibration(SHOWN, given.windows * LENGTH, LENGTH), seed=0)
     with gauge("compress"):
-        done = compress(model, recipe, tokenizer=tokenizer)
+        if given.one:
+            recipe = Recipe.of(given.one, Calibration(SHOWN, given.windows * LENGTH, LENGTH), seed=given.seed)
+            model = compress(model, recipe, tokenizer=tokenizer).model
     with fast_products():
-        losses = token_losses(done.model, evaluation_windows(JUDGED, tokenizer, given.judged_windows, LENGTH, 0))
+        losses = token_losses(model, evaluation_windows(JUDGED, tokenizer, given.judged_windows, LENGTH, 0))
     found = perplexity(losses)
     return {
-        "stored_bits": bits_per_weight(done.model)[0].value,
+        "stored_bits": bits_per_weight(model)[0].value,
         "perplexity": found.value,
         "stderr": found.stderr,
         "losses": losses.mean(1).tolist(),
         **gauge.stages["compress"],
-        "setting": {"model": MODEL, "history": history(Path(folder)), "shown": SHOWN, "judged": JUDGED, "seed": 0}
+        **look(model),
+        "setting": {"model": MODEL, "history": history(Path(folder)), "shown": SHOWN, "judged": JUDGED, "seed": given.seed}
         | {"windows": given.windows, "judged_windows": given.judged_windows, "length": LENGTH, "threads": given.threads},
         "commit": commit(),
         "machine": machine(),
         "versions": versions("trimtab", "torch", "transformers"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
-
-
-def lines() -> list[dict[str, Any]]:
-    """The newest line of every recipe."""
-    if not LEDGER.exists():
-        return []
-    found = map(json.loads, LEDGER.read_text(encoding="utf-8").splitlines())
-    return [*{line["recipe"]: line for line in found}.values()]
 
 
 def page(found: list[dict[str, Any]]) -> str:
@@ -202,6 +186,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=32, help="calibration windows")
     parser.add_argument("--judged-windows", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -11,14 +11,13 @@ first recipe of the task.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ledger
 from gauge import Gauge, hand_over, use_threads, versions
 
 HERE = Path(__file__).resolve().parent
@@ -66,13 +65,17 @@ def main() -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     failed = sum(not run(given, task, recipe, seed) for task, recipe, seed in wanted(given))
     if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(lines()), encoding="utf-8")
+        PAGE.write_text(page(ledger.newest(LEDGER, "recipe", "seed")), encoding="utf-8")
     return 1 if failed else 0
 
 
 def wanted(given: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """(task, recipe, seed) of what is to be run; without --again only what has no line."""
-    there = set() if given.again or given.quick else {(line["recipe"], line["seed"]) for line in lines()}
+    there = (
+        set()
+        if given.again or given.quick
+        else {(line["recipe"], line["seed"]) for line in ledger.newest(LEDGER, "recipe", "seed")}
+    )
     for seed in range(given.seeds):
         for task, recipes in TASKS.items():
             for recipe in [recipe.format(**vars(given)) for recipe in recipes]:
@@ -82,23 +85,12 @@ def wanted(given: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 
 def run(given: argparse.Namespace, task: str, recipe: str, seed: int) -> bool:
     """One recipe in a process of its own; whether it came to an end."""
-    result = WORK / "search.json"
-    result.unlink(missing_ok=True)
     print(f"seed {seed}: {recipe} ...", file=sys.stderr)
     numbers = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in NUMBERS]
-    command = [sys.executable, __file__, "--one", recipe, "--result", result, "--seed", seed, *numbers]
-    with (WORK / "search.log").open("a", encoding="utf-8") as log:
-        done = subprocess.run([*map(str, command)], stdout=log, stderr=log, check=False)
-    if done.returncode:
-        print(f"{recipe} did not finish, see {log.name}", file=sys.stderr)
-        return False
-    line = {"task": task, "recipe": recipe, "seed": seed, **json.loads(result.read_text(encoding="utf-8"))}
-    if given.quick:
-        print(json.dumps({name: value for name, value in line.items() if name != "losses"}))
-    else:
-        with LEDGER.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    return True
+    found = ledger.measure(__file__, recipe, ["--seed", seed, *numbers], WORK)
+    if found is not None:
+        ledger.keep(LEDGER, {"task": task, "recipe": recipe, "seed": seed, **found}, given.quick)
+    return found is not None
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
@@ -149,14 +141,6 @@ def zeros(model: Any) -> float:
     anatomy = Anatomy.of(model)
     matrices = [anatomy.weight(site).dense() for site in anatomy.sites if site.block is not None]
     return sum(int((m == 0).sum()) for m in matrices) / sum(m.numel() for m in matrices)
-
-
-def lines() -> list[dict[str, Any]]:
-    """The newest line of every recipe and seed."""
-    if not LEDGER.exists():
-        return []
-    found = map(json.loads, LEDGER.read_text(encoding="utf-8").splitlines())
-    return [*{(line["recipe"], line["seed"]): line for line in found}.values()]
 
 
 def page(found: list[dict[str, Any]]) -> str:
@@ -214,7 +198,7 @@ NUMBERS = ("tokens", "held_out", "generations", "judged_windows", "threads")
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=__doc__.splitledger.newest(LEDGER, "recipe", "seed")[0])
     options.add_argument("--only", choices=list(TASKS), help="one task")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--again", action="store_true", help="also what has a line")

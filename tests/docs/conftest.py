@@ -20,7 +20,7 @@ from trimtab.testing.folders import tiny_folder
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "docs"))  # what writes the generated pages
 
 LONGEST, MOST = 32, 512  # tokens per window, tokens in all
-GROWN = Homegrown(2, 32, 4, 2, 64, 300, Course(steps=4, batch=2, length=LONGEST))
+GROWN = Homegrown(2, 128, 2, 1, 128, 300, Course(steps=4, batch=2, length=LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,11 @@ from trimtab.engine.plan import plan
 from trimtab.engine.run import run
 from trimtab.engine.unpacking import unpack
 from trimtab.formats import Chain, Dense, low_rank
-from trimtab.host.checkpoint import skeleton
+from trimtab.host.checkpoint import save, skeleton
+from trimtab.host.export.job import export
 from trimtab.measure.size import bits_per_weight
 from trimtab.stats import Gram
+from trimtab.testing.folders import byte_tokenizer
 from trimtab.testing.roundtrip import logits, ran, reopened, shown
 from trimtab.testing.tiny import tiny
 
@@ -119,6 +121,14 @@ def test_codes_follow_for_bases_and_for_what_stands_on_them() -> None:
     assert torch.equal(logits(reopened(model)), logits(model))
     with pytest.raises(RecipeError, match="is Chain by then"):
         plan(Anatomy.of(tiny("llama")), Recipe.of(f"{SHARED} -> wanda"))
+
+
+def test_another_program_gets_matrices_of_their_own(tmp_path) -> None:
+    model = tiny("llama", vocab_size=264)
+    run(model, Recipe.of(SHARED), shown(model))
+    done = export(save(model, byte_tokenizer(), tmp_path / "model"), "plain")
+    assert "shared matrices were written out" in done.remarks[0]
+    assert sum(entry.name.endswith("q_proj.weight") for entry in done.entries) == 4
 
 
 def test_a_basis_outlives_its_block() -> None:

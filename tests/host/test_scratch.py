@@ -19,7 +19,7 @@ from trimtab.engine import scratch
 from trimtab.engine.plan import plan
 from trimtab.host.adapt import as_trained
 from trimtab.host.checkpoint import load
-from trimtab.host.homegrown import FAMILY, Homegrown, named, school, untrained
+from trimtab.host.homegrown import FAMILY, Homegrown, named, reading, untrained
 from trimtab.host.pretrain import Course
 from trimtab.host.scratch import as_scratch, changed, grow_with, teach, text_rows
 from trimtab.host.source import history, record, recorded
@@ -49,7 +49,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def losses(folder: Path) -> float:
     model, tokenizer = load(folder)
-    _, texts = school(TINY)
+    _, texts = reading(TINY)
     return validation_loss(model, text_rows(texts, tokenizer, 16))
 
 
@@ -86,7 +86,7 @@ def test_a_killed_training_ends_in_the_same_file(tmp_path):
 def test_numbers_are_those_of_the_result(tmp_path):
     model = untrained(TINY)
     course = changed(TINY.course, 1, None, None)
-    tokenizer, texts = school(TINY)
+    tokenizer, texts = reading(TINY)
     done = teach(model, LowRank(), text_rows(texts, tokenizer, 16), course, tmp_path / "state")
     packed = [module.weight_value for module in model.modules() if hasattr(module, "weight_value")]
     assert len(packed) == SITES
@@ -95,7 +95,7 @@ def test_numbers_are_those_of_the_result(tmp_path):
 
 
 def test_without_a_method_the_matrices_themselves_are_trained(tmp_path):
-    tokenizer, texts = school(TINY)
+    tokenizer, texts = reading(TINY)
     model = untrained(TINY)
     before = validation_loss(model, text_rows(texts, tokenizer, 16))
     done = teach(model, None, text_rows(texts, tokenizer, 16), changed(TINY.course, None, None, None), tmp_path / "state")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,10 @@ class Pupil(nn.Module, Hook, ABC):
     def edits(self) -> Edits:
         """What becomes of the model when all steps are taken. Its own parameters have moved already."""
         return [SetWeight(site, learner.result()) for site, learner in self.stands().items()]
+
+    def notes(self) -> dict[str, Any]:
+        """What the receipt says about the training, besides its losses."""
+        return {}
 
 
 class TaughtMethod(Method):

@@ -81,6 +81,7 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
                 came = {}
         elif isinstance(step.method, TaughtMethod):
             _enough_text(step.method, recipe)
+            _everywhere(step)
             if not step.method.packed:
                 _dense_only(step, anatomy, held)
             files.rewrite(False, step.method.preserves)
@@ -168,10 +169,14 @@ def _foldable(method: ScaleMethod, sites: Sequence[Site], held: dict[Site, tuple
 
 
 def _dense_only(step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
-    if step.where != Where():
-        raise RecipeError(f"{step.method.card.id} works on the whole model; it takes no `where`")
+    _everywhere(step)
     for site, kinds in held.items():
         _plain_by_then(step.method.card.id, site, kinds)
+
+
+def _everywhere(step: Step) -> None:
+    if step.where != Where():
+        raise RecipeError(f"{step.method.card.id} works on the whole model; it takes no `where`")
 
 
 def _plain_by_then(who: str, site: Site, kinds: tuple[type[LinearWeight], ...]) -> None:

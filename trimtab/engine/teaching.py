@@ -54,6 +54,8 @@ def teach(bench: Bench, steps: list[tuple[int, Step]]) -> None:
     assert isinstance(method, TaughtMethod)
     if bench.school is None or (Teacher in method.needs and bench.teacher is None):
         raise UsageError(f"{method.card.id} is trained; give run() who trains (trimtab.host.school) and the untouched model")
+    if Teacher in method.needs:
+        _same_words(bench)
     pause(bench)
     anatomy = Anatomy.of(bench.model)
     before = _stored_bits(bench, anatomy)
@@ -70,7 +72,7 @@ def teach(bench: Bench, steps: list[tuple[int, Step]]) -> None:
             apply(Anatomy.of(bench.model), pupil.edits(), bench.packed)
     anatomy = Anatomy.of(bench.model)
     weights = sum(s.shape[0] * s.shape[1] for s in anatomy.sites)
-    notes = {**seen.notes, "first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
+    notes = {**seen.notes, **pupil.notes(), "first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
     bits, seconds = (before / weights, _stored_bits(bench, anatomy) / weights), perf_counter() - begun
     bench.receipts.append(Receipt(number, str(method), "model", "model", weights, *bits, seconds, None, notes))
     bench.held.clear()
@@ -95,6 +97,14 @@ def _asked(bench: Bench, pupil: Pupil, taught: bool) -> Callable[[Tensor, Tensor
         return pupil.loss(_said(bench.model, ids, pupil.hidden), right, ids, share)
 
     return loss
+
+
+def _same_words(bench: Bench) -> None:
+    assert bench.teacher is not None
+    few = bench.batches[0][:1, :2]
+    own, taught = (_said(model, few, False).logits.shape[-1] for model in (bench.model, bench.teacher))
+    if own != taught:
+        raise UsageError(f"the model predicts {own} tokens and its teacher {taught}; both need the same vocabulary")
 
 
 def _said(model: nn.Module, ids: Tensor, hidden: bool) -> Said:
@@ -169,7 +179,7 @@ def _check_layer(anatomy: Anatomy, site: Site) -> None:
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Inside, the parameters that are not packed are float32; afterwards they are again what they were."""
-    before = {name: p.dtype for name, p in _plain(model)}
+    before = {name: p.dtype for name, p in _floats(model)}
     usual = next(iter(before.values()), torch.float32)
     with ExitStack() as stack:
         stack.callback(lambda: _cast(model, lambda name: before.get(name, usual)))
@@ -178,16 +188,13 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def _cast(model: nn.Module, dtype: Callable[[str], torch.dtype]) -> None:
-    for name, parameter in _plain(model):
+    for name, parameter in _floats(model):
         parameter.data = parameter.data.to(dtype(name))
 
 
-def _plain(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for path, module in model.named_modules():
-        if not isinstance(module, PackedLinear):
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.is_floating_point():
-                    yield f"{path}.{name}", parameter
+def _floats(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Of packed layers the biases; what else they hold are buffers."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.is_floating_point())
 
 
 def _stored_bits(bench: Bench, anatomy: Anatomy) -> float:

@@ -5,26 +5,30 @@ it does not train on. So a claim compares methods and not somebody's choice of a
 """
 
 import gc
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import ModelError, UsageError
 from trimtab.core.progress import Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe
 from trimtab.core.seeds import Seeds
-from trimtab.core.trained import TrainedMethod
+from trimtab.core.trained import Hook, TrainedMethod
 from trimtab.data.examples import examples, held_out
 from trimtab.data.windows import calibration_windows, evaluation_windows
-from trimtab.host.adapt import prepared
+from trimtab.host.adapt import prepared, shown, still_there
 from trimtab.host.checkpoint import load
 from trimtab.host.compress import compress
 from trimtab.host.pretrain import Course
 from trimtab.host.trainer import Pace, tune
+from trimtab.host.tuned import Tuned
 from trimtab.measure.perplexity import token_losses
 from trimtab.measure.sides import Setting, Side
 from trimtab.measure.size import bits_per_weight
@@ -57,8 +61,26 @@ def measure_tuned_side(folder: str, recipe: Recipe, setting: Setting, watch: Wat
     return Side(losses, bits, True, perf_counter() - begun)
 
 
-def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch: Watcher) -> tuple[float, Tensor, float]:
-    """(loss on the rows held out, losses of the windows, bits per weight of what stands beside the adapter)"""
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """A model after its training. bits: per weight of what stands beside an adapter; parameters: how many were trained."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    bits: float
+    parameters: int
+    done: Tuned
+
+    @property
+    def apart(self) -> float:
+        """The best loss on the rows held out, nats per learned token."""
+        return min(loss for _, loss in self.done.validations)
+
+
+def taught(
+    folder: str, recipe: Recipe, course: Course, data: str, watch: Watcher = unwatched, beside: Sequence[Hook] = ()
+) -> Taught:
+    """Compresses with all steps but the last, and trains with that. beside: hooks that look on, before the method's own."""
     model, tokenizer = load(folder)
     if tokenizer is None:
         raise ModelError(f"{folder} has no tokenizer; copy the tokenizer files of the original model into it")
@@ -67,8 +89,13 @@ def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch:
         compress(model, replace(recipe, steps=tuple(first)), tokenizer=tokenizer, watch=watch)
     bits = bits_per_weight(model)[0].value
     assert isinstance(last.method, TrainedMethod)
-    trained, deltas, hooks = prepared(Anatomy.of(model), last.method, last.where, Seeds(recipe.seed))
-    rows, apart = held_out(examples(TEXT, tokenizer, course.length), HELD_OUT, recipe.seed)
+    rows, apart = held_out(examples(data, tokenizer, course.length), HELD_OUT, recipe.seed)
+
+    def general(count: int) -> Tensor:
+        return calibration_windows(GENERAL, tokenizer, count * course.length, course.length, recipe.seed)
+
+    seen = shown(last.method, rows, general, recipe.seed, model.device)
+    trained, deltas, hooks = prepared(Anatomy.of(model), last.method, last.where, Seeds(recipe.seed), seen, watch)
     with TemporaryDirectory() as scratch:
         done = tune(
             model,
@@ -78,12 +105,18 @@ def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch:
             Path(scratch) / "state",
             validation=apart.rows,
             pace=Pace(at_once=course.batch, every=max(1, course.steps // 4)),
-            hooks=hooks,
-            general=lambda count: calibration_windows(GENERAL, tokenizer, count * course.length, course.length, recipe.seed),
+            hooks=[*beside, *hooks],
+            general=general,
             identity={"recipe": str(recipe), "layers": list(deltas)},
             watch=watch,
         )
-    windows = evaluation_windows(setting.text, tokenizer, setting.windows, setting.length, 0)
+    return Taught(model, tokenizer, bits, still_there(model, trained), done)
+
+
+def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch: Watcher) -> tuple[float, Tensor, float]:
+    """(loss on the rows held out, losses of the windows, bits per weight of what stands beside the adapter)"""
+    found = taught(folder, recipe, course, TEXT, watch)
+    windows = evaluation_windows(setting.text, found.tokenizer, setting.windows, setting.length, 0)
     with fast_products():
-        losses = token_losses(model, windows).mean(1)
-    return min(loss for _, loss in done.validations), losses, bits
+        losses = token_losses(found.model, windows).mean(1)
+    return found.apart, losses, found.bits

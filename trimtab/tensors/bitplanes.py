@@ -31,6 +31,17 @@ class Planes:
         return self.levels().gather(-1, codes)
 
 
+def summed(codes: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """offset + scale_0 * bit 0 of the codes + ..., in this order, to the bit what `formats.BitPlanes` says; gradients flow.
+
+    codes [..., group] integers, scale [..., bits], offset [..., 1].
+    """
+    total = offset.expand(codes.shape)
+    for plane in range(scale.shape[-1]):
+        total = total + scale[..., plane, None] * ((codes >> plane) & 1).to(scale.dtype)
+    return total
+
+
 def fit(weight: Tensor, bits: int, rounds: int) -> Planes:
     """Alternate nearest codes and least-squares scales, starting from the uniform grid. weight [..., group] float32.
 

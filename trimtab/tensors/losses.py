@@ -20,3 +20,18 @@ def distilled(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tenso
     student = (logits[:, :-1].flatten(0, 1).float() / temperature).log_softmax(-1)
     teacher = (taught[:, :-1].flatten(0, 1).float() / temperature).log_softmax(-1)
     return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Log-probabilities of every token but the first. [windows, length, vocabulary] -> [windows, length - 1, vocabulary]."""
+    return logits[:, :-1].float().log_softmax(-1)
+
+
+def apart(left: Tensor, right: Tensor) -> Tensor:
+    """KL(left || right) of every token, nats. Log-probabilities [..., vocabulary] each -> [...]."""
+    return (left.exp() * (left - right)).sum(-1)
+
+
+def surprise(left: Tensor, right: Tensor) -> Tensor:
+    """-sum p_left log p_right of every token, nats; of twice the same: its entropy. As for `apart`."""
+    return -(left.exp() * right).sum(-1)
