@@ -96,7 +96,8 @@ class FlatQuant(BlockMethod):
         if self.start == "hadamard" and exists(n):
             return hadamard(n)
         q, r = torch.linalg.qr(torch.randn(n, n, generator=seen.generator, dtype=torch.float64))
-        return q * r.diagonal().sign()
+        drawn: Tensor = q * r.diagonal().sign()
+        return drawn
 
 
 class Flat(Learner):
@@ -146,7 +147,8 @@ class Flat(Learner):
         return Chain((inner, transform))
 
     def _groups(self) -> Tensor:
-        return self.turned().unflatten(1, (-1, self.group_size))
+        turned = self.turned()
+        return turned.view(len(turned), -1, self.group_size)
 
     def _coded(self) -> tuple[LearnedGrid, Tensor]:
         groups = self._groups()  # [out, groups, group]
@@ -172,7 +174,8 @@ class Turn(nn.Module):
 def cayley(free: Tensor) -> Tensor:
     """Orthogonal matrices from any square ones [.., n, n]: (I + S)^-1 (I - S), S = free - freeᵀ; the identity from zeros."""
     skew, one = free - free.mT, torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
-    return torch.linalg.solve(one + skew, one - skew)
+    turned: Tensor = torch.linalg.solve(one + skew, one - skew)
+    return turned
 
 
 def flattening(weight: Tensor) -> Tensor:
