@@ -220,7 +220,7 @@ def test_specs_that_are_none(spec):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_formats_check_for_themselves(kind):
-    for spec in (None, [], {}, {"kind": kind}, {"kind": kind, "shape": [1, 1]}, {"kind": "other", "shape": [1, 1]}):
+    for spec in (None, [], {}, {"kind": kind}, {"kind": kind, "shape": [1, 2]}, {"kind": "other", "shape": [1, 1]}):
         with pytest.raises(ModelError, match=kind):
             FORMATS[kind].layout(spec)
 

@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import random
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -65,6 +68,23 @@ def test_two_processes_find_the_same(tmp_path, model, text, serial) -> None:
     assert files(tmp_path / "again") == files(serial)
     assert (tmp_path / "levels" / "outcomes.jsonl").read_text() == outcomes
     assert not list((tmp_path / "levels").glob("model-*"))
+
+
+def test_judges_do_not_outlive_a_killed_search(tmp_path, model, text) -> None:
+    long = SEARCH.replace("generations=3", "generations=1000")
+    words = "import sys; from trimtab import compress; from trimtab.core.recipe import Recipe; from pathlib import Path"
+    (tmp_path / "recipe.yaml").write_text(recipe(text, long).yaml())
+    run = f"{words}; compress(sys.argv[1], Path(sys.argv[2]), sys.argv[3], workers=2)"
+    search = psutil.Popen([sys.executable, "-c", run, model, tmp_path / "recipe.yaml", tmp_path / "out"])
+    try:
+        while len(judges := search.children()) < 3:  # and what keeps count of their shared resources
+            assert search.poll() is None, "the search ended by itself"
+            time.sleep(0.1)
+    finally:
+        search.kill()
+        search.wait()
+    _, left = psutil.wait_procs(judges, timeout=60)
+    assert not left
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs trimtab[ray]")

@@ -37,7 +37,7 @@ class MatrixDelta(Delta):
 class ProductDelta(Delta):
     """scale * left @ right x, where left and right are made of what is trained. It is folded into any format."""
 
-    scale = 1.0
+    scale: float | Tensor = 1.0
 
     @abstractmethod
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class LowRankDelta(ProductDelta):
 
     def __init__(self, left: Tensor, right: Tensor, scale: float = 1.0, from_start: bool = False):
         super().__init__()
-        self.scale: float | Tensor = scale
+        self.scale = scale
         self.left, self.right = _trained(left), _trained(right)
         self.first_left = _frozen(self.left) if from_start else None
         self.first_right = _frozen(self.right) if from_start else None

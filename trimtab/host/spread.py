@@ -7,12 +7,13 @@ are sorted and handed out in runs, since neighbours share what is computed (`eng
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,7 +111,16 @@ _judge: list[Judge] = []  # of a process of the pool
 
 
 def _begin(sent: Sent) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _judge.append(sent.judge())
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody: its judges would wait for ever, each with a model in memory."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _judged(candidates: list[Candidate], windows: list[int]) -> Told:
