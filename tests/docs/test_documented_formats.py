@@ -13,7 +13,7 @@ from trimtab.core.seeds import Seeds
 from trimtab.formats import FORMATS
 from trimtab.formats.checks import DTYPES
 from trimtab.tensors.pyramid import points
-from trimtab.testing.weights import activations, examples, rotation
+from trimtab.testing.weights import examples, rotation, uncompiled
 
 TEXT = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## \w+ \(`(\w+)`\)\n(.*?)(?=^## )", re.MULTILINE | re.DOTALL)
@@ -21,7 +21,7 @@ SECTIONS = dict(SECTION.findall(TEXT))
 SHAPES = ((17, 33), (24, 128), (5, 7), (1, 96))
 WEIGHTS = [w for shape in SHAPES for w in examples(*shape, Seeds(0).at("documented", shape))]
 WEIGHTS += [rotation(width, Seeds(0).at("documented", width)) for width in (12, 17)]
-WEIGHTS += activations(17, 33, Seeds(0).at("documented"))
+WEIGHTS += uncompiled(17, 33, Seeds(0).at("documented"))
 
 
 def test_every_format_has_a_section():

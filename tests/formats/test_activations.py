@@ -5,7 +5,7 @@ import torch
 
 from trimtab.core.errors import UsageError
 from trimtab.engine.packed_linear import PackedLinear
-from trimtab.formats import Activations, Dense, Rotated, Sum, linear
+from trimtab.formats import Activations, Chain, Dense, Permutation, Rotated, Sum, linear
 from trimtab.formats.activations import rounds_inputs
 from trimtab.formats.forward import leaves
 from trimtab.tensors.activations import per_token
@@ -42,14 +42,26 @@ def test_nothing_becomes_nothing(dtype: torch.dtype) -> None:
     x[1] = 1e-45
     answer = per_token(x, 4, 8)
     assert answer.dtype == dtype
-    assert bool(answer.isfinite().all()) and float(answer.abs().max()) < 1e-40
+    assert bool(answer.isfinite().all())
+    assert float(answer.abs().max()) < 1e-40
+
+
+def test_loud_groups_have_eight_bits() -> None:
+    x = drawn(3, 24)
+    found = per_token(x, 3, 8, loud=2)
+    assert torch.equal(found[:, :16], per_token(x[:, :16], 8, 8))
+    assert torch.equal(found[:, 16:], per_token(x[:, 16:], 3, 8))
+    with pytest.raises(UsageError, match="of 3 groups 4 cannot be loud"):
+        Activations(Dense(drawn(5, 24)), 4, 8, loud=4)
 
 
 def test_gradients_pass_the_rounding() -> None:
     x, clip = drawn(4, 6).requires_grad_(), torch.tensor(0.5, requires_grad=True)
     per_token(x, 4, 6, clip).sum().backward()
-    assert x.grad is not None and bool((x.grad != 0).any())
-    assert clip.grad is not None and float(clip.grad) != 0
+    assert x.grad is not None
+    assert bool((x.grad != 0).any())
+    assert clip.grad is not None
+    assert float(clip.grad) != 0
 
 
 def test_a_weight_rounds_before_it_multiplies() -> None:
@@ -58,6 +70,13 @@ def test_a_weight_rounds_before_it_multiplies() -> None:
     assert torch.equal(linear(x, weight, bias), linear(per_token(x, 4, 8, 0.9), plain, bias))
     assert torch.equal(weight.dense(), plain.dense())
     assert list(leaves(weight)) == [plain]
+
+
+def test_another_order_is_that_of_the_columns() -> None:
+    x, order, plain = drawn(4, 24), torch.randperm(24, generator=torch.Generator().manual_seed(1)), drawn(5, 24)
+    weight = Chain((Dense(plain[:, order]), Permutation(order)))
+    torch.testing.assert_close(linear(x, weight), x @ plain.T)
+    assert torch.equal(weight.dense(), plain)
 
 
 def test_inside_a_rotation_what_was_turned_is_rounded() -> None:
@@ -77,7 +96,8 @@ def test_a_layer_of_a_model_rounds(training: bool) -> None:
 def test_who_asks_is_told_that_the_matrix_is_not_everything() -> None:
     plain = Dense(drawn(5, 24))
     rounding = Activations(plain, 4, 24)
-    assert rounds_inputs(rounding.spec()) and rounds_inputs(Rotated(rounding, 8).spec())
+    assert rounds_inputs(rounding.spec())
+    assert rounds_inputs(Rotated(rounding, 8).spec())
     assert not rounds_inputs(Sum((plain, plain)).spec())
 
 

@@ -18,7 +18,7 @@ from trimtab.formats import (
     linear,
 )
 from trimtab.formats.activations import rounds_inputs
-from trimtab.testing.weights import activations, examples, rotation
+from trimtab.testing.weights import examples, rotation, uncompiled
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -31,7 +31,7 @@ def matrix(*size: int) -> torch.Tensor:
 
 ALL = [w for size in ((17, 33), (8, 48), (1, 2), (5, 12)) for w in examples(*size, seeded())]
 ALL += [rotation(width, seeded()) for width in (1, 12, 17)]
-ALL += activations(17, 33, seeded())
+ALL += uncompiled(17, 33, seeded())
 over_all = pytest.mark.parametrize("weight", ALL, ids=[f"{i}-{w.kind}" for i, w in enumerate(ALL)])
 
 

@@ -204,6 +204,12 @@ def decode_kronecker(spec, stored):
     return product * stored["scale"].double() if spec["scaled"] else product
 
 
+def decode_permutation(spec, stored):
+    picked = torch.zeros(spec["shape"], dtype=torch.float64)
+    picked[torch.arange(spec["shape"][0]), stored["order"].long()] = 1
+    return picked
+
+
 def decode_rotation(spec, stored):
     n = spec["shape"][0]
     negative = torch.from_numpy(read_bits(stored["signs"][None], 1, n)[0]).bool()
@@ -261,6 +267,7 @@ DECODERS = {
     "sum": decode_sum,
     "rotated": decode_rotated,
     "lattice": decode_lattice,
+    "permutation": decode_permutation,
     "rotation": decode_rotation,
     "kronecker": decode_kronecker,
 }

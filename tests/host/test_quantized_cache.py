@@ -53,6 +53,19 @@ def test_what_comes_back_is_rounded_once_and_the_window_is_as_it_came() -> None:
     assert cache_bytes(cache) == 2 * 6 * (7 * (8 + 2 * 3) + 3 * 64)
 
 
+def test_a_loud_channel_costs_less_when_heads_are_turned() -> None:
+    keys, config = states(6), tiny("llama").config
+    keys[..., 3] *= 50
+    quiet = torch.arange(16) != 3
+    lost = []
+    for turned in (False, True):
+        found, _ = quantized_cache(config, 4, turned=turned).layers[0].update(keys, keys)
+        lost.append(float((found - keys)[..., quiet].norm()))
+    assert 0 < lost[1] < lost[0]
+    exact, _ = quantized_cache(config, 8, window=6, turned=True).layers[0].update(keys, keys)
+    assert torch.equal(exact, keys)
+
+
 @torch.no_grad()
 def test_a_quarter_of_the_memory_at_four_bits() -> None:
     model = tiny("llama").bfloat16()

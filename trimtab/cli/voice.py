@@ -140,7 +140,8 @@ def open_voice(
 ) -> Voice:
     """The native session, or, with a line on stderr that says why not, transformers. Raises `UsageError`.
 
-    engine: native (or an error), torch (asked for), auto. dtype, device, memory and kv_bits belong to torch: with them it is meant.
+    engine: native (or an error), torch (asked for), auto. dtype, device, memory and kv_bits belong to torch: with them it is
+    meant.
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine cannot be {engine!r}{did_you_mean(engine, ENGINES)}")

@@ -210,8 +210,9 @@ class DenseLeaf:
 
 def with_dense_leaves(weight: LinearWeight, dtype: torch.dtype) -> Any:
     """The same composition (sum, chain, rotation) over leaves that are unpacked already."""
-    if isinstance(weight, formats.BlockDiagonal | formats.Kronecker) or forward.is_short(weight):
-        return weight  # multiplied block by block, or factor by factor; unpacked it would only be larger
+    whole = formats.BlockDiagonal | formats.Kronecker | formats.Permutation
+    if isinstance(weight, whole) or forward.is_short(weight):
+        return weight  # multiplied block by block, factor by factor, or not at all; unpacked it would only be larger
     parts = _parts(weight)
     if not parts:
         return DenseLeaf(weight.dense().to(dtype), weight.bits)

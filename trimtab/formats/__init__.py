@@ -15,6 +15,7 @@ from trimtab.formats.lowrank import Chain, low_rank
 from trimtab.formats.masked import Masked
 from trimtab.formats.mpo import Mpo
 from trimtab.formats.nm import NM
+from trimtab.formats.permutation import Permutation
 from trimtab.formats.pyramid import Pyramid
 from trimtab.formats.registry import FORMATS, build, layout
 from trimtab.formats.rotated import Rotated
@@ -43,6 +44,7 @@ _OURS: tuple[type[LinearWeight], ...] = (
     Rotation,
     Activations,
     Kronecker,
+    Permutation,
 )
 FORMATS.update({format.kind: format for format in _OURS})
 
@@ -67,6 +69,7 @@ __all__ = [
     "Lattice",
     "Masked",
     "Mpo",
+    "Permutation",
     "Pyramid",
     "Rotated",
     "Rotation",

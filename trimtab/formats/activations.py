@@ -22,13 +22,14 @@ FEWEST, MOST = 2, 8  # bits
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Activations(Container):
-    """inner: any weight; bits, group_size, clip: as in `tensors.activations.per_token`. Raises `UsageError`."""
+    """inner: any weight; input_bits, group_size, clip, loud: as in `tensors.activations.per_token`. Raises `UsageError`."""
 
     kind: ClassVar[str] = "activations"
     inner: LinearWeight
     input_bits: int
     group_size: int
     clip: float = 1.0
+    loud: int = 0
     shape: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -39,11 +40,13 @@ class Activations(Container):
             raise UsageError(f"Activations: group_size {self.group_size} does not divide in={in_}; use {in_}")
         if not 0 < self.clip <= 1:
             raise UsageError(f"Activations: clip must be above 0 and at most 1, got {self.clip:g}")
+        if not 0 <= self.loud <= in_ // self.group_size:
+            raise UsageError(f"Activations: of {in_ // self.group_size} groups {self.loud} cannot be loud")
         self._store(shape=self.inner.shape)
 
     def rounded(self, x: Tensor) -> Tensor:
         """What `inner` is given for x [..., in]."""
-        return per_token(x, self.input_bits, self.group_size, self.clip)
+        return per_token(x, self.input_bits, self.group_size, self.clip, self.loud)
 
     def dense(self) -> Tensor:
         return self.inner.dense()
@@ -52,14 +55,15 @@ class Activations(Container):
         return nested.tensors([self.inner])
 
     def spec(self) -> dict[str, Any]:
-        return activations_spec(nested.specs([self.inner])[0], self.input_bits, self.group_size, self.clip)
+        return activations_spec(nested.specs([self.inner])[0], self.input_bits, self.group_size, self.clip, self.loud)
 
     @classmethod
     def layout(cls, spec: Mapping[str, Any]) -> Layout:
-        checks.fields(spec, cls.kind, "input_bits", "group_size", "clip", "parts")
+        checks.fields(spec, cls.kind, "input_bits", "group_size", "clip", "loud", "parts")
         shape = checks.shape(spec, cls.kind)
         checks.whole(spec["input_bits"], cls.kind, "input_bits", FEWEST, MOST)
-        checks.divides(checks.whole(spec["group_size"], cls.kind, "group_size"), shape[1], cls.kind, "group_size")
+        groups = checks.divides(checks.whole(spec["group_size"], cls.kind, "group_size"), shape[1], cls.kind, "group_size")
+        checks.whole(spec["loud"], cls.kind, "loud", 0, groups)
         clip = spec["clip"]
         if not isinstance(clip, float) or not 0 < clip <= 1:
             raise ModelError(f"{cls.kind}: clip must be a number above 0 and at most 1, got {checks.shown(clip)}")
@@ -72,13 +76,13 @@ class Activations(Container):
     def build(cls, spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         checks.match(cls.kind, cls.layout(spec), tensors)
         (inner,) = nested.build(spec["parts"], tensors)
-        return cls(inner, spec["input_bits"], spec["group_size"], spec["clip"])
+        return cls(inner, spec["input_bits"], spec["group_size"], spec["clip"], spec["loud"])
 
 
-def activations_spec(inner: Mapping[str, Any], bits: int, group_size: int, clip: float) -> dict[str, Any]:
+def activations_spec(inner: Mapping[str, Any], bits: int, group_size: int, clip: float, loud: int = 0) -> dict[str, Any]:
     """The spec of `Activations` around a weight of this spec. group_size 0: all inputs together."""
     shape = list(inner["shape"])
-    own = {"input_bits": bits, "group_size": group_size or shape[1], "clip": float(clip)}
+    own = {"input_bits": bits, "group_size": group_size or shape[1], "clip": float(clip), "loud": loud}
     return {"kind": Activations.kind, "shape": shape, **own, "parts": [dict(inner)]}
 
 

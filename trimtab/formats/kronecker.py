@@ -16,7 +16,7 @@ from trimtab.tensors.kronecker import along
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Kronecker(Container):
-    """(left (x) right) diag(scale): left [a, b], right [c, d] of one dtype that formats hold, scale [b * d] of it or None for ones.
+    """(left (x) right) diag(scale): left [a, b] and right [c, d] of one dtype, scale [b * d] of it or None for ones.
 
     Applied factor by factor, never multiplied out. Raises `UsageError`.
     """

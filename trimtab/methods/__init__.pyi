@@ -74,9 +74,11 @@ from trimtab.methods.quantize.aqlm import Aqlm as Aqlm
 from trimtab.methods.quantize.awq import Awq as Awq
 from trimtab.methods.quantize.awq_clip import AwqClip as AwqClip
 from trimtab.methods.quantize.bitstack import BitStack as BitStack
+from trimtab.methods.quantize.comet import Comet as Comet
 from trimtab.methods.quantize.d2quant import D2Quant as D2Quant
 from trimtab.methods.quantize.easyquant import EasyQuant as EasyQuant
 from trimtab.methods.quantize.elutq import Elutq as Elutq
+from trimtab.methods.quantize.flatquant import FlatQuant as FlatQuant
 from trimtab.methods.quantize.flexround import FlexRound as FlexRound
 from trimtab.methods.quantize.gptaq import Gptaq as Gptaq
 from trimtab.methods.quantize.gptq import Gptq as Gptq

@@ -4,20 +4,24 @@ Integers symmetric about zero, scale = clip max|x| / (2^(bits - 1) - 1), codes f
 calibrated; the grid is made of the very numbers it rounds, so a loud channel makes it coarse for all others of its group.
 """
 
+import torch
 from torch import Tensor
 
 from trimtab.tensors.through import rounded
 
+LOUD = 8  # bits of the groups that are loud
 
-def per_token(x: Tensor, bits: int, group_size: int, clip: float | Tensor = 1.0) -> Tensor:
+
+def per_token(x: Tensor, bits: int, group_size: int, clip: float | Tensor = 1.0, loud: int = 0) -> Tensor:
     """x [..., in] rounded, in the dtype of x; computed in float32 for narrower types. group_size divides in.
 
-    clip: the part of each group's range that the grid covers. Gradients pass the rounding, and reach clip. Groups of zeros,
-    or of numbers too small to divide by, become zeros.
+    loud: so many groups, the first ones, have `LOUD` bits. clip: the part of each group's range that the grid covers.
+    Gradients pass the rounding, and reach clip. Groups of zeros, or of numbers too small to divide by, become zeros.
     """
-    top = 2 ** (bits - 1) - 1
     wide = x if x.dtype.itemsize >= 4 else x.float()
     groups = wide.reshape(*x.shape[:-1], -1, group_size)
+    top = torch.full((groups.shape[-2], 1), 2.0 ** (bits - 1) - 1, dtype=wide.dtype, device=x.device)
+    top[:loud] = 2.0 ** (LOUD - 1) - 1
     scale = groups.abs().amax(-1, keepdim=True) * clip / top
     usable = scale.masked_fill(scale == 0, 1.0)
     values = rounded(groups / usable).clamp(-top - 1, top) * scale

@@ -10,8 +10,9 @@ def along(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
     b d (a + c) or so multiplications instead of a c b d.
     """
-    grid = x.unflatten(-1, (left.shape[1], right.shape[1]))
-    return (left @ (grid @ right.T)).flatten(-2)
+    grid = x.reshape(*x.shape[:-1], left.shape[1], right.shape[1])
+    mixed: Tensor = left @ (grid @ right.T)
+    return mixed.flatten(-2)
 
 
 def even_split(width: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@
 so that 4 bits over groups of 64 channels take 4.375 bits per number, and 4 over 128 take 4.19.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,16 +42,18 @@ class TokenCodes:
 
     def and_then(self, later: "TokenCodes") -> "TokenCodes":
         """Both, along the tokens."""
-        joined = (torch.cat(pair, dim=2) for pair in zip(self.parts, later.parts, strict=True))
-        return TokenCodes(*joined, self.bits, self.group_size)
+        packed, scale, zero = (torch.cat(pair, dim=2) for pair in zip(self.parts, later.parts, strict=True))
+        return replace(self, packed=packed, scale=scale, zero=zero)
 
     def rows(self, index: Tensor) -> "TokenCodes":
         """These of the batch."""
-        return TokenCodes(*(part[index] for part in self.parts), self.bits, self.group_size)
+        packed, scale, zero = (part[index] for part in self.parts)
+        return replace(self, packed=packed, scale=scale, zero=zero)
 
     def first(self, tokens: int) -> "TokenCodes":
         """The first so many tokens."""
-        return TokenCodes(*(part[:, :, :tokens] for part in self.parts), self.bits, self.group_size)
+        packed, scale, zero = (part[:, :, :tokens] for part in self.parts)
+        return replace(self, packed=packed, scale=scale, zero=zero)
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,7 @@ from trimtab.formats import (
     Lattice,
     Masked,
     Mpo,
+    Permutation,
     Pyramid,
     Rotated,
     Rotation,
@@ -67,8 +68,6 @@ def examples(out: int, in_: int, generator: torch.Generator) -> list[LinearWeigh
         Rotated(Dense(_matrix(out, in_, generator)), largest_block(in_)),
         Sum((rotated(Sum((nm(out, in_, generator), masked(out, in_, generator))), generator), _thin(out, in_, generator))),
         *(lattice(out, in_, bits, generator) for bits in (1, 2) if in_ % 8 == 0),
-        kronecker(out, in_, generator, scaled=True),
-        Chain((grouped(out, in_, 4, generator), kronecker(in_, in_, generator))),
         Chain((rotation(out, generator), rotated(grouped(out, in_, 4, generator), generator))),
     ]
 
@@ -189,10 +188,18 @@ def rotation(width: int, generator: torch.Generator) -> Rotation:
     return Rotation(torch.randint(0, 2, (width,), generator=generator) * 2 - 1, largest_block(width))
 
 
-def activations(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
-    """What rounds its inputs, so that it is not applied as its matrix is: by tokens, and by groups inside a rotation."""
+def uncompiled(out: int, in_: int, generator: torch.Generator) -> list[LinearWeight]:
+    """What the native runtime does not cover: Kronecker products, other orders, and what rounds its inputs."""
+    order = Permutation(torch.randperm(in_, generator=generator))
     groups = Activations(grouped(out, in_, 4, generator), 4, _divisor(in_, 16), 0.9)
-    return [Activations(Dense(_matrix(out, in_, generator)), 8, in_), rotated(groups, generator)]
+    return [
+        kronecker(out, in_, generator, scaled=True),
+        Activations(Dense(_matrix(out, in_, generator)), 8, in_),
+        rotated(groups, generator),
+        Chain((groups, kronecker(in_, in_, generator))),
+        order,
+        Chain((Activations(grouped(out, in_, 3, generator), 3, in_, loud=1), order)),
+    ]
 
 
 def rotated(inner: LinearWeight, generator: torch.Generator) -> Rotated:

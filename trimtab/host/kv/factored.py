@@ -2,11 +2,11 @@
 
     [K_1 .. K_G]  ~  A [B_1 .. B_G],   A [tokens, rank] shared, B_l [rank, heads * width] of layer l
 
-once, when the prompt has been read; tokens that come later stay as they are. Keys are factored before their rotation, because after
-it they span everything: what the rotary embedding did is undone, and done again whenever the keys are asked for.
-"Cross-Layer SVD for KV-Cache Compression", arXiv:2503.18893. Attention inside the prompt sees exact keys and values, as there. The
-subspace is found through the gram of the channels, in float64. Rows of a batch are factored one by one, and are to be of one length.
-A group of one layer is the factorization layer by layer that the paper compares with.
+once, when the prompt has been read; tokens that come later stay as they are. Keys are factored before their rotation, because
+after it they span everything: what the rotary embedding did is undone, and done again whenever the keys are asked for.
+"Cross-Layer SVD for KV-Cache Compression", arXiv:2503.18893. Attention inside the prompt sees exact keys and values, as
+there. The subspace is found through the gram of the channels, in float64. Rows of a batch are factored one by one, and are to
+be of one length. A group of one layer is the factorization layer by layer that the paper compares with.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Group:
-    """What several layers hold together. factors: of keys and values, each A [batch, tokens, rank] and B [batch, rank, channels]."""
+    """What several layers hold together. factors: of keys and of values, A [batch, tokens, rank], B [batch, rank, channels]."""
 
     def __init__(self, size: int, ranks: tuple[int, int], rotary: Rotary):
         self.size, self.ranks, self.rotary = size, ranks, rotary
@@ -148,7 +148,7 @@ def xkv_cache(model: PreTrainedModel, ranks: tuple[int, int], group: int = 4) ->
 
 
 def leading(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A [batch, tokens, rank] and B [batch, rank, channels], in the dtype of states [batch, tokens, channels]: their best product.
+    """The best A [batch, tokens, rank] and B [batch, rank, channels] for states [batch, tokens, channels], in their dtype.
 
     rank: at most as many as there are tokens and channels. B has orthonormal rows.
     """

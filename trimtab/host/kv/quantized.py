@@ -3,7 +3,9 @@
 What a layer is given back is what the cache holds: the last `window` tokens as they came, those before them as codes, asymmetric,
 every token's head on a grid of its own (or groups of its channels). So the prompt is read through the rounded keys and values
 too, as papers on 4-bit caches measure it. A token is rounded once, when it leaves the window, and never again. At 16 bits
-nothing is rounded.
+nothing is rounded. `turned` heads are rounded behind a Hadamard transform and turned back when they are asked for, so that
+one loud channel does not make the grid of its head coarse: QuaRot's rotation of keys after their rotary embedding
+(arXiv:2404.00456), done in the cache instead of to the queries.
 """
 
 from typing import Any
@@ -14,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from trimtab.core.errors import UsageError
+from trimtab.tensors.hadamard import inverse, largest_block, transform
 from trimtab.tensors.token_codes import TokenCodes
 
 WHOLE = 16  # bits: as they come
@@ -25,9 +28,9 @@ class QuantizedLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, bits: int, group_size: int = 0, window: int = 0):
+    def __init__(self, bits: int, group_size: int = 0, window: int = 0, turned: bool = False):
         super().__init__()
-        self.bits, self.group_size, self.window = bits, group_size, window
+        self.bits, self.group_size, self.window, self.turned = bits, group_size, window, turned
         self.codes: tuple[TokenCodes, TokenCodes] | None = None  # of keys and values; `keys`, `values` hold the window
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -47,7 +50,7 @@ class QuantizedLayer(CacheLayerMixin):
         self._round(self.keys.shape[2] - self.window)
         if self.codes is None:
             return self.keys, self.values
-        keys, values = (codes.values(self.dtype) for codes in self.codes)
+        keys, values = map(self._restored, self.codes)
         return torch.cat([keys, self.keys], dim=2), torch.cat([values, self.values], dim=2)
 
     def _round(self, tokens: int) -> None:
@@ -55,11 +58,22 @@ class QuantizedLayer(CacheLayerMixin):
         if self.bits == WHOLE or tokens <= 0:
             return
         old = self.keys[:, :, :tokens], self.values[:, :, :tokens]
-        new = tuple(TokenCodes.of(states, self.bits, self.group_size or states.shape[-1]) for states in old)
+        new = tuple(map(self._coded, old))
         held = new if self.codes is None else tuple(a.and_then(b) for a, b in zip(self.codes, new, strict=True))
         self.codes = (held[0], held[1])
         # A view would keep what was rounded alive.
         self.keys, self.values = self.keys[:, :, tokens:].clone(), self.values[:, :, tokens:].clone()
+
+    def _coded(self, states: Tensor) -> TokenCodes:
+        width = states.shape[-1]
+        turned = transform(states.float(), largest_block(width)) if self.turned else states
+        return TokenCodes.of(turned, self.bits, self.group_size or width)
+
+    def _restored(self, codes: TokenCodes) -> Tensor:
+        if not self.turned:
+            return codes.values(self.dtype)
+        states = codes.values(torch.float32)
+        return inverse(states, largest_block(states.shape[-1])).to(self.dtype)
 
     def get_seq_length(self) -> int:
         if not self.is_initialized:
@@ -109,7 +123,7 @@ class QuantizedLayer(CacheLayerMixin):
         return int(self.keys.nbytes + self.values.nbytes + sum(codes.nbytes for codes in self.codes or ()))
 
 
-def quantized_cache(config: PreTrainedConfig, bits: int, group_size: int = 0, window: int = 0) -> Cache:
+def quantized_cache(config: PreTrainedConfig, bits: int, group_size: int = 0, window: int = 0, turned: bool = False) -> Cache:
     """An empty cache for a model with this config. window: how many tokens, the last ones, stay as they are.
 
     Raises `UsageError` for bits other than 2 to 8 and 16, and for models whose layers do not all attend to everything.
@@ -117,7 +131,8 @@ def quantized_cache(config: PreTrainedConfig, bits: int, group_size: int = 0, wi
     check_bits(bits)
     if group_size < 0 or window < 0:
         raise UsageError(f"a cache's group_size and window are at least 0, got {group_size} and {window}")
-    return Cache(layers=[QuantizedLayer(bits, group_size, window) for _ in range(full_layers(config, "a quantized cache"))])
+    layers = full_layers(config, "a quantized cache")
+    return Cache(layers=[QuantizedLayer(bits, group_size, window, turned) for _ in range(layers)])
 
 
 def check_bits(bits: int) -> None:

@@ -12,12 +12,14 @@ from transformers.cache_utils import Cache
 from trimtab.host.kv.quantized import WHOLE, check_bits, quantized_cache
 
 
-def rounded_kv(model: PreTrainedModel, bits: int, group_size: int = 0, window: int = 0) -> AbstractContextManager[None]:
+def rounded_kv(
+    model: PreTrainedModel, bits: int, group_size: int = 0, window: int = 0, turned: bool = False
+) -> AbstractContextManager[None]:
     """Inside, every call without a cache of its own reads through keys and values of so many bits; at 16 nothing changes."""
     check_bits(bits)
     if bits == WHOLE:
         return nullcontext()
-    make = partial(quantized_cache, model.config, bits, group_size, window)
+    make = partial(quantized_cache, model.config, bits, group_size, window, turned)
     make()  # what cannot be held is refused before anything is read
     return reading_through(model, make)
 

@@ -5,8 +5,8 @@
 one s for every token, or for every group of its channels; W is what stands there, rounded already or not. No data. So W4A4 is
 `gptq(bits=4) -> act_quant(bits=4)`, and what makes activations easier to round (smoothquant, quarot) goes before both.
 The dynamic rounding that the papers of this field share (SmoothQuant, QuaRot), symmetric as there. Simulated exactly: the codes
-are multiplied as the numbers they stand for, which is what integer arithmetic gives up to the rounding of sums; nothing is faster.
-Matrices of experts, and embeddings, are not multiplied with activations here and are refused.
+are multiplied as the numbers they stand for, which is what integer arithmetic gives up to the rounding of sums; nothing is
+faster. Matrices of experts, and embeddings, are not multiplied with activations here and are refused.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class ActQuant(LinearMethod):
         title="Dynamic rounding of activations, token by token",
         paper="folklore; defined as the baseline in arXiv:2211.10438",
         fidelity="exact",
-        beside=("smoothquant", "quarot"),
+        beside=("smoothquant", "quarot", "flatquant"),
         baseline=True,
     )
     takes: ClassVar = (LinearWeight,)

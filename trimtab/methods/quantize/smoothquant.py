@@ -3,7 +3,7 @@
 s = max_t |x_t|^alpha / max_rows |w|^(1 - alpha),  folded into the norm before: activations x / s, weights W diag(s).
 alpha = 1 makes all activations equally loud, alpha = 0 all columns of the weights. Only behind norms, as published;
 everywhere=True also between values and attention output and between up and down.
-Xiao et al., ICML 2023 (arXiv:2211.10438). Made for rounded activations, which this library does not do yet: here it is the
+Xiao et al., ICML 2023 (arXiv:2211.10438). Made for rounded activations, which `act_quant` behind it gives; without, it is the
 baseline of the methods that scale for weights alone. Channels whose inputs or weights are all zero keep scale 1.
 """
 
