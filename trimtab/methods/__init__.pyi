@@ -65,6 +65,7 @@ from trimtab.methods.quantize.awq_clip import AwqClip as AwqClip
 from trimtab.methods.quantize.bitstack import BitStack as BitStack
 from trimtab.methods.quantize.d2quant import D2Quant as D2Quant
 from trimtab.methods.quantize.easyquant import EasyQuant as EasyQuant
+from trimtab.methods.quantize.elutq import Elutq as Elutq
 from trimtab.methods.quantize.flexround import FlexRound as FlexRound
 from trimtab.methods.quantize.gptaq import Gptaq as Gptaq
 from trimtab.methods.quantize.gptq import Gptq as Gptq
@@ -93,5 +94,12 @@ from trimtab.methods.scratch.relora import ReLoRA as ReLoRA
 from trimtab.methods.scratch.sltrain import SLTrain as SLTrain
 from trimtab.methods.scratch.sst import Sst as Sst
 from trimtab.methods.scratch.structured_ffn import StructuredFFN as StructuredFFN
+from trimtab.methods.tune.ast import Ast as Ast
+from trimtab.methods.tune.db_llm import DbLlm as DbLlm
 from trimtab.methods.tune.distill import Distill as Distill
+from trimtab.methods.tune.edgerazor import EdgeRazor as EdgeRazor
+from trimtab.methods.tune.edkm import Edkm as Edkm
+from trimtab.methods.tune.elutq_tuning import ElutqTuning as ElutqTuning
+from trimtab.methods.tune.ofq import Ofq as Ofq
+from trimtab.methods.tune.pv_tuning import PvTuning as PvTuning
 from trimtab.methods.tune.recover import Recover as Recover

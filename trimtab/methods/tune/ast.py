@@ -122,7 +122,7 @@ class MovingMask(Learner):
 
     @torch.no_grad()
     def shrink(self, decay: float) -> None:
-        self.weight -= decay * torch.where(self.keep, 0.0, self.weight)
+        self.weight.sub_(decay * torch.where(self.keep, 0.0, self.weight))
 
 
 class Adaptive(Pupil):

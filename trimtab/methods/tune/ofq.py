@@ -95,7 +95,8 @@ class StatsQ(Latent):
 
     def undecided(self, border: float) -> Tensor:
         """[out, in] bool: so near to a boundary between codes that the next steps may carry the weight over it."""
-        return self._coded(self.weight.detach())[1] <= border
+        near: Tensor = self._coded(self.weight.detach())[1] <= border
+        return near
 
 
 class Annealed(Pupil):
