@@ -29,7 +29,8 @@ windows, and the range over them stands in brackets. A row that is better by les
 | you want | begin with | then |
 |---|---|---|
 | a given size, and no thinking | `trimtab compress MODEL -o OUT --size 45%` (or `--bits 3.5`) | `trimtab compare MODEL OUT` |
-| a goal: so fast, so much memory, so little loss | `--speedup 2x`, `--fit 2GiB`, `--max-ppl-increase 3%` ([goals](recipes.md#goals)) | what it says lies beyond |
+| a goal: so fast, so much memory, so little loss | \
+`--speedup 2x`, `--fit 2GiB`, `--max-ppl-increase 3%` ([goals](recipes.md#goals)) | what it says lies beyond |
 | 4 bits, to run elsewhere | any rounding method with `bits=4` | `trimtab export OUT --to gguf --dry-run`: what is exact there |
 | 3 bits | the first rows of that band | `--tokens`: more calibration text |
 | 2 bits | the first row of that band, and expect a worse model | a larger model at 3 bits may be the better use of the bytes |

@@ -38,6 +38,7 @@ from trimtab.core.registry import get, ids, kind, room
 from trimtab.core.scratch import ScratchMethod
 from trimtab.core.taught import TaughtMethod
 from trimtab.core.trained import AdapterMethod, ScheduleMethod, TrainedMethod
+from trimtab.engine.adapting import needs_text
 from trimtab.measure.claims_page import COMPARED, RESULTS, compared, numbers, quoted, status, table
 from trimtab.measure.ledger import latest, read
 from trimtab.testing.checks_any import steered
@@ -166,6 +167,9 @@ def _facts(made: Method) -> Iterator[str]:
         return
     if isinstance(made, AdapterMethod):
         yield "Trained beside frozen matrices in any format; `trimtab merge` folds it in where that is exact"
+        if needs_text(made):
+            shown = ", ".join(f"`{need.__name__}`" for need in made.needs)
+            yield f"Looks before training at {shown} of {'the rows to train on' if made.looks_at == 'rows' else '`--general`'}"
         return
     if isinstance(made, ScheduleMethod):
         yield "Trains a model's own parameters, some at a time; its matrices have to be plain"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trimtab.cli import goals as told
-from trimtab.host import goals
+from trimtab.host import goals, instants
 from trimtab.kernels.module import available
 from trimtab.measure import bench
 from trimtab.measure import goals as judge
@@ -70,6 +70,32 @@ def test_where_a_measured_loss_is_too_much_the_next_recipe_takes_its_place(trimt
     assert "met: perplexity +10.00%" in done.stdout
     kept = (tmp_path / "out" / "recipe.yaml").read_text(encoding="utf-8")
     assert type(second.measured.recipe).parse(kept).steps == second.measured.recipe.steps
+
+
+@pytest.mark.parametrize("nth", [2, 3])  # before anything was kept of the second recipe, and when its result was whole
+def test_stopped_at_the_second_recipe_the_same_command_goes_on_there(trimtab, model, shown, tmp_path, monkeypatch, nth):
+    left = [nth]
+
+    def stop(instant):
+        left[0] -= instant == "publish: whole"
+        if instant == "publish: whole" and left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(instants, "_listeners", [stop])
+    verdicts(monkeypatch, 2.0, 0.1)
+    words = ("compress", model, "--max-ppl-increase", "100%", *shown, "-o", tmp_path / "out", "--checkpoint-every", "0")
+    stopped = trimtab(*words)
+    assert stopped.exit_code == 130, stopped.stderr
+    done = trimtab(*words)
+    assert done.exit_code == 0, done.stderr
+    assert "met: perplexity +10.00%" in done.stdout
+    second = goals.choose(goals.Goal("max_ppl_increase", "100%"), str(model)).tried[1]
+    kept = (tmp_path / "out" / "recipe.yaml").read_text(encoding="utf-8")
+    assert type(second.measured.recipe).parse(kept).steps == second.measured.recipe.steps
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    again = trimtab(*words)
+    assert again.exit_code == 2
+    assert "exists" in again.stderr
 
 
 def test_a_goal_that_no_recipe_meets_in_the_end_is_a_failure_with_a_result(trimtab, model, shown, tmp_path, monkeypatch):

@@ -26,7 +26,10 @@ from trimtab.testing.tiny import tiny, tokens
 
 HOW = {"length": 16, "batch": 4, "steps": 6, "learning_rate": 5e-3, "validation": 0.2}
 QUICK = {**HOW, "pace": Pace(at_once=4, every=3)}
-PORTABLE = ("lora(rank=4)", "rslora(rank=4)", "dora(rank=4)", "pissa(rank=4)", "allora(rank=4)", "bone(rank=4)")
+PORTABLE = (
+    *("lora(rank=4)", "rslora(rank=4)", "dora(rank=4)", "pissa(rank=4)", "allora(rank=4)", "bone(rank=4)"),
+    *("randlora(rank=4)", "corda(rank=4)", "corda(rank=4, mode='kpm')", "hut(rank=4)", "wara(rank=4)"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,19 @@ def test_more_of_everything_takes_more(text):
     assert most("gptaq", tokens=1 << 20) > most("gptq", tokens=1 << 20) > most("gptq", tokens=1 << 20, compute="bfloat16")
 
 
+def test_every_process_that_judges_holds_a_model(text, tmp_path, monkeypatch):
+    model = tiny_folder(tmp_path / "model")
+    searched = recipe(text, "rtn(group_size=32) by evopress(levels='bits=2,4', mean=3, held_out=64)")
+    one, two, five = (ahead(model, searched, workers=count).memory for count in (1, 2, 5))
+    held = sum(t.nbytes for t in tiny("llama").parameters())
+    assert (five - two) / 3 > forecast.FIRST_USE + 2 * held
+    assert one < two
+    assert ahead(model, recipe(text, "wanda"), workers=5).memory < two
+    monkeypatch.setattr(module, "available", lambda: int(module.psutil.Process().memory_info().rss + 1e9))
+    with pytest.raises(UsageError, match="fewer --workers"):
+        compress(model, searched, tmp_path / "out", workers=5)
+
+
 def test_what_does_not_fit_is_refused_and_fewer_tokens_are_named(text, tmp_path, monkeypatch):
     model = tiny_folder(tmp_path / "model")
     greedy = recipe(text, "wanda", tokens=1 << 24, length=128)

@@ -1,5 +1,6 @@
 """Nothing is stubbed: `trimtab ui` in a process of its own plans, compresses and lets a tiny model speak."""
 
+import json
 import os
 import re
 import signal
@@ -58,6 +59,12 @@ def test_from_the_address_to_the_first_words(folder, monkeypatch):
         assert done["phases"][-1] == "save"
         assert (folder / "small" / "receipt.json").is_file()
         assert "rtn(bits=3, group_size=32)" in visitor.get("/").text
+
+        visitor.post("/api/measure", {"folder": "", "base": "tiny", "tasks": "", "limit": 2, "speed": False})
+        measured = ended(visitor)
+        assert measured["state"] == "done", measured
+        numbers = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        assert len(numbers["others"]) == 1
 
         asked = {"models": ["tiny", "small"], "prompt": "hello", "new_tokens": 5}
         events = list(visitor.events("POST", "/api/say", asked))

@@ -22,6 +22,9 @@ def said(root, **fields) -> list[str]:
     [
         ({}, ["--bits=3.5"]),
         ({"way": "size", "value": "40%"}, ["--size=40%"]),
+        ({"way": "speedup", "value": "2x"}, ["--speedup=2x"]),
+        ({"way": "fit", "value": "2GiB"}, ["--fit=2GiB"]),
+        ({"way": "max-ppl-increase", "value": "3%"}, ["--max-ppl-increase=3%"]),
         ({"way": "do", "value": "rtn(bits=3)"}, ["--do=rtn(bits=3)"]),
         ({"way": "method", "value": "gptq"}, ["--method=gptq"]),
         ({"way": "method", "value": "gptq", "knobs": {"bits": 3, "clip": True}}, ["--method=gptq", "--bits=3", "--clip"]),
@@ -55,6 +58,7 @@ def test_places_are_spelled_out(root):
         ({"text": "/etc/passwd"}, "lies outside of"),
         ({"model": "/etc"}, "lies outside of"),
         ({"value": ""}, "give bits per weight"),
+        ({"way": "fit", "value": ""}, "give an amount of memory"),
     ],
 )
 def test_refused(root, fields, fragment):

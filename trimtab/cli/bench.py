@@ -88,7 +88,9 @@ def _native(
     watch(Progress("gate", 0, 1))
     judged = gate(runtime, load(folder)[0], ids)
     if judged.red:
-        raise TrimtabError(f"{judged.red}: its speed means nothing; please report this model, and use --engine torch")
+        raise TrimtabError(
+            f"{judged.red}: its speed means nothing; please report this model, and use `trimtab generate --engine torch`"
+        )
     fitting = _fitting(asked, runtime.context)
     timed = []
     for count in counts:

@@ -94,7 +94,8 @@ def compress(
     asked = Request(words or (), _options(ctx), recipe, method, do, search, levels, only or (), skip or (), shown, dtype)
     with hushed(verbose):  # a goal opens the model
         what = understand(asked)
-    look = {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload}
+    judges = {"workers": workers or _cores(), "ray": ray}
+    look = {"out": out, "dtype": dtype_of(dtype), "packed": packed, "offload": offload, **judges}
     if dry_run or ctx.info_name == "plan":
         _plan(what, look, json, quiet, verbose, progress)
         return
@@ -109,7 +110,7 @@ def compress(
     }
     if offload is not None:
         how["offload"] = offload
-    how |= {"workers": workers or _cores(), "ray": ray, "keep_levels": keep_levels}
+    how |= {**judges, "keep_levels": keep_levels}
     if checkpoint_every is not None:
         how["checkpoint_every"] = checkpoint_every
     before = folder_size(what.model)  # now: the result may replace it
@@ -150,12 +151,16 @@ def _carry_out(
     from trimtab.cli import goals
 
     done, found = None, None
-    for number, recipe in enumerate(what.recipes):
+    course = goals.Course(what.model, what.recipes, how, out, overwrite) if len(what.recipes) > 1 else None
+    begun, overwrite = (course.tried, course.overwrite) if course else (0, overwrite)
+    for number, recipe in enumerate(what.recipes[begun:], begun):
         if what.choice is not None and not manner.quiet:
-            complain(goals.chosen_line(what.choice) if number == 0 else f"{found and found.what}: next, {recipe}", "")
+            complain(f"{found.what}: next, {recipe}" if found else goals.chosen_line(what.choice), "")
         if what.by_goal and not goals.agreed(what.model, recipe, look, manner.yes, manner.verbose):
             raise Interrupted("not begun" if done is None else f"{out} is the last one that was tried")
         with stoppable(lambda: what_is_left(out)), working(manner.quiet, manner.verbose, manner.style, resumable=True) as watch:
+            if course:
+                course.begin(number)
             done = _run(what.model, recipe, out, watch, overwrite=overwrite or number > 0, **how)
             if what.choice is not None:
                 from trimtab.measure.goals import verdict
@@ -164,6 +169,8 @@ def _carry_out(
         if found is None or found.met is not False:
             break
     assert done is not None
+    if course:
+        course.end()
     return done, found
 
 

@@ -1,6 +1,9 @@
 """What a goal adds to `trimtab compress` and `trimtab plan`: what was chosen and why, a question before long work, the proof."""
 
 import sys
+from collections.abc import Sequence
+from json import dumps, loads
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -57,6 +60,58 @@ def _measured_where(candidate: "Candidate") -> str:
         f"Perplexities were measured with {own.model} ({own.windows} windows x {len(own.perplexity)} seeds); "
         "larger models lose less, as a rule"
     )
+
+
+class Course:
+    """Which recipes a command has tried, in `OUT.goal` while it is under way: so the same command, stopped, goes on there.
+
+    Raises `UsageError` if `out` is there and may not be replaced; it may if an earlier process of this very command made it.
+    """
+
+    def __init__(self, model: str, recipes: "Sequence[Recipe]", how: dict[str, Any], out: str, overwrite: bool):
+        target = Path(out).expanduser().resolve()
+        self.out, self.file = target, target.with_name(f"{target.name}.goal")
+        self.asked = {"model": model, "recipes": [_plain(recipe.to_dict()) for recipe in recipes]}
+        self.asked |= {name: str(how[name]) for name in ("dtype", "packed")}
+        before = _read(self.file) if how["resume"] and not how["fresh"] else {}
+        is_ours = before.get("asked") == self.asked and self._is_of_one()
+        self.tried: int = before["tried"] if is_ours else 0
+        self.overwrite = overwrite or is_ours
+        if not is_ours:
+            from trimtab.host.publish import check_target
+
+            check_target(out, overwrite)
+
+    def _is_of_one(self) -> bool:
+        """Whether what is there, if anything, was made by one of the recipes."""
+        return not self.out.exists() or _read(self.out / "receipt.json").get("recipe") in self.asked["recipes"]
+
+    def begin(self, number: int) -> None:
+        """All recipes before this one were tried."""
+        from trimtab.host.publish import sync
+
+        partial = self.file.with_name(f".{self.file.name}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(dumps({"asked": self.asked, "tried": number}), encoding="utf-8")
+        sync(partial)
+        partial.replace(self.file)
+
+    def end(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Empty where there is no such file, or none with a JSON object."""
+    try:
+        found = loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return loads(dumps(value))
 
 
 def agreed(model: str, recipe: "Recipe", how: dict[str, Any], yes: bool, verbose: bool) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 from trimtab.core.errors import UsageError
 from trimtab.core.kinds import LinearWeight, Method, Seen
+from trimtab.core.knobs import count
 from trimtab.core.places import Site
 from trimtab.core.seeds import Seeds
 
@@ -104,8 +106,22 @@ class TrainedMethod(Method):
     """Trained on data by `trimtab adapt`."""
 
 
+class Chosen(tuple[Site, ...]):
+    """A need: all matrices that get a delta from this method, in forward order. Known without showing anything."""
+
+
 class AdapterMethod(TrainedMethod):
-    """Trains a `Delta` beside each of a model's matrices, which stay as they are, in whatever format."""
+    """Trains a `Delta` beside each of a model's matrices, which stay as they are, in whatever format.
+
+    needs: statistics of a matrix's inputs, collected over rows of text before anything is trained, and `Chosen`.
+    """
+
+    needs: ClassVar[tuple[type, ...]] = ()
+
+    @property
+    def looks_at(self) -> Literal["rows", "general"]:
+        """Which text the statistics are of: the rows to train on, or the general text."""
+        return "rows"
 
     def wants(self, site: Site) -> bool:
         """Whether the method goes to this matrix of a block if nobody says where it shall go."""
@@ -116,7 +132,14 @@ class AdapterMethod(TrainedMethod):
 
     @abstractmethod
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> Delta:
-        """The delta to begin with, on the weight's device. Of what was seen there is `seen.generator` only."""
+        """The delta to begin with, on the weight's device. `seen.once` makes what all deltas of a model share.
+
+        Raises ArithmeticError where what was seen decides nothing.
+        """
+
+    def blank(self, weight: LinearWeight, seen: Seen, site: Site) -> Delta:
+        """A delta whose tensors are about to be read from a file: nothing was seen but `Chosen`."""
+        return self.attach(weight, seen, site)
 
     def hook(self, deltas: Mapping[Site, Delta]) -> Hook | None:
         """What has to happen around the steps. deltas: in forward order."""
@@ -125,6 +148,16 @@ class AdapterMethod(TrainedMethod):
     def portable(self) -> dict[str, Any] | None:
         """The fields of peft's adapter_config.json that describe the deltas, or None where peft has no such adapter."""
         return None
+
+
+@dataclass(frozen=True)
+class RankedMethod(AdapterMethod):
+    """Adapters that are made of products of two thin matrices, or of what takes their place."""
+
+    rank: int = count("inner dimension of the product", 16)
+
+    def fits(self, site: Site) -> None:
+        check_rank(self.card.id, self.rank, site)
 
 
 class ScheduleMethod(TrainedMethod):

@@ -13,33 +13,66 @@ from torch import Tensor, nn
 from trimtab.anatomy import Anatomy
 from trimtab.anatomy.sites import is_conv1d, is_linear
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import Seen
+from trimtab.core.kinds import Seen, Statistic
 from trimtab.core.places import Role, Site
+from trimtab.core.progress import Watcher, unwatched
 from trimtab.core.recipe import Where
 from trimtab.core.seeds import Seeds
-from trimtab.core.trained import AdapterMethod, Delta
+from trimtab.core.trained import AdapterMethod, Chosen, Delta
+from trimtab.engine.observing import collected, determined
 from trimtab.engine.plan import resolve
 from trimtab.engine.surgery import place
+from trimtab.engine.sweep import Stream
+from trimtab.tensors.products import fast_products
 
 CHILD = "delta"
 FEW = 3  # names in a message
 
 
-def attach(anatomy: Anatomy, method: AdapterMethod, where: Where, seeds: Seeds) -> dict[str, Delta]:
+def attach(
+    anatomy: Anatomy,
+    method: AdapterMethod,
+    where: Where,
+    seeds: Seeds,
+    shown: Sequence[Tensor] = (),
+    watch: Watcher = unwatched,
+) -> dict[str, Delta]:
     """Freezes the model and puts a fresh delta beside every chosen matrix; by path of the layer, in forward order.
 
-    Raises `UsageError` before anything is changed where the method does not fit a matrix, or a matrix has no layer of its own.
+    shown: token ids [windows, length] each, for methods that look at inputs. Raises `UsageError` before anything is changed where
+    the method does not fit a matrix, or a matrix has no layer of its own; `CalibrationError` where that decides nothing.
     """
     sites = chosen(anatomy, method, where)
     for site in sites:
         method.fits(site)
+    of_site = [need for need in method.needs if need is not Chosen]
+    found = _looked_at(anatomy, of_site, sites, shown, watch) if of_site else {}
     anatomy.model.requires_grad_(False)
-    made = {}
+    made, common = {}, dict[Any, Any]()
     for site in sites:
-        seen = Seen({}, seeds.at("attach", site.name))
-        made[site.path] = method.attach(anatomy.weight(site), seen, site)
+        values = {**{need: found[need].pop(site) for need in of_site}, Chosen: Chosen(sites)}
+        seen = Seen(values, seeds.at("attach", site.name), common)
+        with determined(f"{method.card.id} at {site.name}"):
+            made[site.path] = method.attach(anatomy.weight(site), seen, site)
     beside(anatomy.model, made)
     return made
+
+
+def needs_text(method: AdapterMethod) -> bool:
+    """Whether it has to be shown something before it is trained."""
+    return any(need is not Chosen for need in method.needs)
+
+
+def _looked_at(
+    anatomy: Anatomy, needs: Sequence[type[Statistic]], sites: Sequence[Site], shown: Sequence[Tensor], watch: Watcher
+) -> dict[type, Any]:
+    training = anatomy.model.training
+    anatomy.model.eval()
+    try:
+        with torch.no_grad(), fast_products():
+            return collected(Stream(anatomy, shown), (), needs, sites, watch)
+    finally:
+        anatomy.model.train(training)
 
 
 def chosen(anatomy: Anatomy, method: AdapterMethod, where: Where) -> tuple[Site, ...]:

@@ -66,8 +66,12 @@ class Shown:
         return -(-self.tokens // (self.length * self.batch))
 
 
-def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Expected]:
-    """By step, on a machine with a disk for what is not worked on. offloaded: the blocks and the activations never leave it."""
+def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False, apart: int = 0, process: int = 0) -> list[Expected]:
+    """By step, on a machine with a disk for what is not worked on. offloaded: the blocks and the activations never leave it.
+
+    apart: processes here that judge candidates, each with a model of its own, instead of this one; process: bytes that each of
+    them holds before it opens anything.
+    """
     held = outside(anatomy) if offloaded else sum(t.nbytes for t in tensors(anatomy.model))
     shown = Shown.by(recipe)
     found = []
@@ -91,7 +95,8 @@ def memory(anatomy: Anatomy, recipe: Recipe, offloaded: bool = False) -> list[Ex
         block = max(_block(anatomy, number, shown, len(data)) for number in range(len(anatomy.blocks)))
         found.append(Expected(str(step), FIRST_USE + max(held, weights + streams + block + _work(anatomy, step))))
     judging = [_judging(anatomy, step.by or step.method, held) for step in recipe.steps]
-    return [replace(step, memory=step.memory + more) for step, more in zip(found, judging, strict=True)]
+    all_of_them = [apart * (process + FIRST_USE + one) if one and apart else one for one in judging]
+    return [replace(step, memory=step.memory + more) for step, more in zip(found, all_of_them, strict=True)]
 
 
 def _learning(anatomy: Anatomy, method: BlockMethod, shown: Shown, offloaded: bool) -> int:
@@ -118,7 +123,7 @@ def _teaching(anatomy: Anatomy, method: TaughtMethod, shown: Shown) -> int:
 
 
 def _judging(anatomy: Anatomy, method: Method, held: int) -> int:
-    """What a judge of candidates holds in this process: a model of its own in float32, hidden states, log-probabilities."""
+    """What a judge of candidates holds: a model of its own in float32, hidden states, log-probabilities."""
     if not isinstance(method, Searches):
         return 0
     tokens, parameters = method.held_out, sum(p.numel() for p in anatomy.blocks.parameters())  # type: ignore[attr-defined]

@@ -10,11 +10,12 @@ import torch
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import CalibrationError
-from trimtab.core.kinds import Original, Seen, Storage, Trials
+from trimtab.core.kinds import Original, Seen, Statistic, Storage, Trials
 from trimtab.core.places import Site
-from trimtab.core.progress import Progress
+from trimtab.core.progress import Progress, Watcher
 from trimtab.core.taught import Teacher
 from trimtab.engine.references import Matrices
+from trimtab.engine.sweep import Stream
 
 if TYPE_CHECKING:
     from trimtab.engine.run import Bench
@@ -48,19 +49,31 @@ def observe(
     """
     of_block = [n for n in needs if is_statistic(n) and n.on == "block"]  # type: ignore[attr-defined]
     of_site = [n for n in needs if is_statistic(n) and n.on == "input"]  # type: ignore[attr-defined]
-    found: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
+    found: dict[type, Any] = {}
     if of_block or of_site:
-        stream = bench.stream(anatomy)
-        for block in range(len(anatomy.blocks)):
-            bench.watch(Progress("observe", block, len(anatomy.blocks)))
-            wanted = {s: of_site for s in sites if s.block == block}
-            seen = stream.collect(block, wanted, of_block, advance=True)
-            for need in of_block:
-                found[need].append(seen.block[need])
-            for site, stats in seen.sites.items():
-                for need in of_site:
-                    found[need][site] = stats[need]
+        found = collected(bench.stream(anatomy), of_block, of_site, sites, bench.watch)
     if Original in needs:
         found[Original] = Matrices(lambda site: bench.weight(anatomy, site), sites)
     stacked = {n: torch.stack(v) if isinstance(v, list) else v for n, v in found.items()}
     return Seen({**stacked, **{need: value for need, value in (known or {}).items() if need in needs}}, generator)
+
+
+def collected(
+    stream: Stream,
+    of_block: Sequence[type[Statistic]],
+    of_site: Sequence[type[Statistic]],
+    sites: Sequence[Site],
+    watch: Watcher,
+) -> dict[type, Any]:
+    """What the stream shows on its way through all blocks: a list by block, a mapping by site. The stream is used up."""
+    found: dict[type, Any] = {n: {} for n in of_site} | {n: [] for n in of_block}
+    blocks = len(stream.anatomy.blocks)
+    for block in range(blocks):
+        watch(Progress("observe", block, blocks))
+        seen = stream.collect(block, {s: of_site for s in sites if s.block == block}, of_block, advance=True)
+        for need in of_block:
+            found[need].append(seen.block[need])
+        for site, stats in seen.sites.items():
+            for need in of_site:
+                found[need][site] = stats[need]
+    return found

@@ -4,7 +4,9 @@ A low-rank change is a pair of factors; one that starts from factors other than 
 subtracts it, so that it begins at exactly zero and is, at any time, an ordinary low-rank change of twice the rank.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -18,7 +20,52 @@ from trimtab.formats.lowrank import low_rank
 from trimtab.formats.sum import Sum
 
 
-class LowRankDelta(Delta):
+class MatrixDelta(Delta):
+    """A change of the matrix that no other matrix has a part in. It is folded into plain matrices only."""
+
+    @abstractmethod
+    def change(self) -> Tensor:
+        """[out, in] as precise as the parameters, zero at first."""
+
+    def forward(self, x: Tensor, product: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        return F.linear(x, self.change())
+
+    def merged(self, weight: LinearWeight) -> LinearWeight | None:
+        return added(weight, deepcopy(self).double().change().detach()) if isinstance(weight, Dense) else None
+
+
+class ProductDelta(Delta):
+    """scale * left @ right x, where left and right are made of what is trained. It is folded into any format."""
+
+    scale = 1.0
+
+    @abstractmethod
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """left [out, rank], right [rank, in] of the change without `scale`, as precise as the parameters."""
+
+    def forward(self, x: Tensor, product: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        left, right = self.factors()
+        return self.scale * F.linear(F.linear(x, right), left)
+
+    @torch.no_grad()
+    def change(self) -> Tensor:
+        """[out, in] float64"""
+        left, right = self.factors()
+        return self.scale * (left.double() @ right.double())
+
+    @torch.no_grad()
+    def merged(self, weight: LinearWeight) -> LinearWeight:
+        left, right = self.factors()
+        return added(weight, self.change(), (self.scale * left, right.detach()))
+
+    @torch.no_grad()
+    def as_lora(self) -> dict[str, Tensor]:
+        """The factors under the names that peft gives those of a LoRA."""
+        left, right = self.factors()
+        return {"lora_A.weight": right, "lora_B.weight": left}
+
+
+class LowRankDelta(ProductDelta):
     """(scale * left @ right - what that was at the start) x. left [out, rank], right [rank, in], trained in float32.
 
     from_start: left and right are not a change yet; their product belongs to the frozen matrix. Otherwise left must be zero.
@@ -41,24 +88,13 @@ class LowRankDelta(Delta):
         return self.scale * change
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """left [out, rank], right [rank, in] of the change without `scale`; of twice the rank with `from_start`."""
-        left, right = self.left.detach(), self.right.detach()
+        """Of twice the rank with `from_start`."""
         if self.first_left is None or self.first_right is None:
-            return left, right
-        return torch.cat([left, -self.first_left], 1), torch.cat([right, self.first_right], 0)
-
-    def change(self) -> Tensor:
-        """[out, in] float64"""
-        left, right = self.factors()
-        return self.scale * (left.double() @ right.double())
-
-    def merged(self, weight: LinearWeight) -> LinearWeight:
-        left, right = self.factors()
-        return added(weight, self.change(), (self.scale * left, right))
+            return self.left, self.right
+        return torch.cat([self.left, -self.first_left], 1), torch.cat([self.right, self.first_right], 0)
 
     def portable(self) -> dict[str, Tensor]:
-        left, right = self.factors()
-        return {"lora_A.weight": right, "lora_B.weight": left}
+        return self.as_lora()
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
         put(self.right, tensors["lora_A.weight"])
@@ -99,6 +135,23 @@ def added(weight: LinearWeight, change: Tensor, factors: tuple[Tensor, Tensor] |
     if factors is None:
         factors = change, torch.eye(change.shape[1], device=change.device)
     return Sum((weight, low_rank(*factors, dtype=torch.float32)))
+
+
+def device_of(weight: LinearWeight) -> torch.device:
+    return next(iter(weight.tensors().values())).device
+
+
+def fresh_product(weight: LinearWeight, rank: int, scale: float, generator: torch.Generator) -> LowRankDelta:
+    """LoRA's start beside this weight: left zero, right as `fresh_right` draws it."""
+    (out, inputs), device = weight.shape, device_of(weight)
+    return LowRankDelta(torch.zeros(out, rank, device=device), fresh_right(rank, inputs, generator, device), scale)
+
+
+def fresh_bottleneck(weight: LinearWeight, width: int, scale: float, of: str, generator: torch.Generator) -> BottleneckDelta:
+    """up zero, down from a normal distribution with deviation 0.02. of: "parallel" or "series"."""
+    (out, inputs), device = weight.shape, device_of(weight)
+    down = 0.02 * torch.randn(width, out if of == "series" else inputs, generator=generator)
+    return BottleneckDelta(down.to(device), torch.zeros(out, width, device=device), scale, of)
 
 
 def fresh_right(rank: int, inputs: int, generator: torch.Generator, device: torch.device) -> Tensor:

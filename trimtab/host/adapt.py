@@ -1,14 +1,14 @@
 """`trimtab.adapt` and `trimtab.merge`: from a model and data to an adapter (or a model), and from an adapter to a model."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trimtab.anatomy import Anatomy
@@ -33,6 +33,8 @@ from trimtab.host.pretrain import Course
 from trimtab.host.publish import check_apart, check_target
 from trimtab.host.trainer import Pace, digest_of, is_first, tune
 from trimtab.host.tuned import Tuned
+
+SHOWN = 256  # rows before training
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,13 @@ class _Job:
 def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watcher) -> Adapted:
     """end: None in a process that writes nothing."""
     course, anatomy = job.lesson.course(len(job.train.rows)), Anatomy.of(job.model)
-    trained, deltas, hooks = prepared(anatomy, job.method, job.where, Seeds(job.lesson.seed))
+
+    def general(windows: int) -> Tensor:
+        asked = job.lesson
+        return calibration_windows(asked.general, job.tokenizer, windows * course.length, course.length, asked.seed)
+
+    seen = shown(job.method, job.train, general, course.seed, job.model.device)
+    trained, deltas, hooks = prepared(anatomy, job.method, job.where, Seeds(job.lesson.seed), seen, watch)
     identity = {
         "model": job.base.fingerprint,
         "general": job.lesson.general,
@@ -188,9 +196,7 @@ def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watch
         validation=job.validation.rows,
         pace=job.pace,
         hooks=hooks,
-        general=lambda count: calibration_windows(
-            job.lesson.general, job.tokenizer, count * course.length, course.length, job.lesson.seed
-        ),
+        general=general,
         identity=identity,
         watch=watch,
     )
@@ -264,12 +270,29 @@ def _rows(asked: Lesson, tokenizer: Any, model: PreTrainedModel) -> tuple[Exampl
     return held_out(found, asked.validation, asked.seed)
 
 
+def shown(
+    method: TrainedMethod, rows: Examples, general: Callable[[int], Tensor], seed: int, device: torch.device
+) -> list[Tensor]:
+    """Token ids [1, length] of up to `SHOWN` rows, drawn, or windows, as `method.looks_at` says; none where nothing is needed."""
+    if not (isinstance(method, AdapterMethod) and adapting.needs_text(method)):
+        return []
+    if method.looks_at == "general":
+        return list(general(SHOWN).to(device).split(1))
+    drawn = torch.randperm(len(rows.rows), generator=Seeds(seed).at("shown"))[:SHOWN]
+    return [rows.rows[number].ids[None].to(device) for number in drawn.tolist()]
+
+
 def prepared(
-    anatomy: Anatomy, method: TrainedMethod, where: Where, seeds: Seeds
+    anatomy: Anatomy,
+    method: TrainedMethod,
+    where: Where,
+    seeds: Seeds,
+    shown: Sequence[Tensor] = (),
+    watch: Watcher = unwatched,
 ) -> tuple[dict[str, nn.Parameter], dict[str, Delta], list[Hook]]:
-    """(the parameters that are trained, deltas by path, hooks)"""
+    """(the parameters that are trained, deltas by path, hooks). shown: token ids [windows, length] each, for `needs`."""
     if isinstance(method, AdapterMethod):
-        deltas = adapting.attach(anatomy, method, where, seeds)
+        deltas = adapting.attach(anatomy, method, where, seeds, shown, watch)
         sites = {site.path: site for site in anatomy.sites if site.index is None}
         hook = method.hook({sites[path]: delta for path, delta in deltas.items()})
         return _wanting(anatomy.model), deltas, [hook] if hook else []

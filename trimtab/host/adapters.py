@@ -23,7 +23,7 @@ from trimtab.core.expression import make
 from trimtab.core.kinds import Seen
 from trimtab.core.places import Site
 from trimtab.core.seeds import Seeds
-from trimtab.core.trained import AdapterMethod, Delta
+from trimtab.core.trained import AdapterMethod, Chosen, Delta
 from trimtab.engine import adapting
 from trimtab.host import manifest
 from trimtab.host.folder_checks import read_json, weights_in
@@ -32,6 +32,7 @@ from trimtab.host.publish import publish
 CONFIG, ABOUT, TENSORS = "adapter_config.json", "adapter.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FORMAT = 1
+TURNED = ("LORA", "RANDLORA", "HIRA")  # kinds that have to be told that layers store [in, out]
 # Fields of peft's config that change what an adapter computes and have no place in ours.
 UNREAD = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias")
 
@@ -95,7 +96,8 @@ def read(anatomy: Anatomy, folder: str | Path, base: Base | None = None) -> dict
     by_layer = _by_layer(place, _held(place), PREFIX if config is not None else "", about)
     sites = {site.path: site for site in anatomy.sites if site.index is None}
     _check_layers(place, by_layer, sites)
-    made = {path: _made(anatomy, method, sites[path], config is not None, by_layer[path], place) for path in by_layer}
+    seen = Seen({Chosen: Chosen(sites[path] for path in by_layer)}, Seeds(0).at("read"), {})
+    made = {path: _made(anatomy, method, seen, sites[path], config is not None, by_layer[path], place) for path in by_layer}
     anatomy.model.requires_grad_(False)
     adapting.beside(anatomy.model, made)
     return made
@@ -115,9 +117,9 @@ def _tensors(deltas: Mapping[str, Delta], portable: bool) -> dict[str, Tensor]:
 
 
 def _config(fields: Mapping[str, Any], layers: list[str], base: Base, transposed: bool) -> dict[str, Any]:
-    lora = {"fan_in_fan_out": transposed} if fields["peft_type"] == "LORA" else {}
+    turned = {"fan_in_fan_out": transposed} if fields["peft_type"] in TURNED else {}
     standard = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base.name, "inference_mode": True}
-    return {**standard, **fields, **lora, "target_modules": sorted(layers)}
+    return {**standard, **fields, **turned, "target_modules": sorted(layers)}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -172,6 +174,11 @@ def _of_peft(path: Path, config: Mapping[str, Any]) -> Any:
             return make("rslora", {"rank": config.get("r"), "alpha": config.get("lora_alpha")})
         case "MISS", "bat", _, _:
             return make("bone", {"rank": config.get("r")})
+        case "RANDLORA", *_ if not (config.get("save_projection") or config.get("sparse") or config.get("very_sparse")):
+            knobs = {"rank": "r", "alpha": "randlora_alpha", "key": "projection_prng_key"}
+            return make("randlora", {knob: config.get(field) for knob, field in knobs.items()})
+        case "HIRA", *_:
+            return make("hut", {"rank": config.get("r")})
         case kind, *_:
             raise ModelError(f"{path} is an adapter of the kind {kind!r:.40}, which trimtab does not read; merge it with peft")
 
@@ -198,7 +205,7 @@ def _by_layer(place: Path, held: Mapping[str, Tensor], prefix: str, about: Mappi
 
 
 def _peft_path(name: str) -> str | None:
-    for part in (".lora_", ".miss_"):
+    for part in (".lora_", ".miss_", ".randlora_", ".hira_"):
         if part in name:
             return name.partition(part)[0]
     return None
@@ -213,8 +220,16 @@ def _check_layers(place: Path, by_layer: Mapping[str, Any], sites: Mapping[str, 
         )
 
 
-def _made(anatomy: Anatomy, method: AdapterMethod, site: Site, portable: bool, held: Mapping[str, Tensor], place: Path) -> Delta:
-    delta = method.attach(anatomy.weight(site), Seen({}, Seeds(0).at("read", site.name)), site)
+def _made(
+    anatomy: Anatomy,
+    method: AdapterMethod,
+    seen: Seen,
+    site: Site,
+    portable: bool,
+    held: Mapping[str, Tensor],
+    place: Path,
+) -> Delta:
+    delta = method.blank(anatomy.weight(site), seen, site)
     for name, value in held.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ModelError(f"{place}: {name} of {site.path} is not finite; train the adapter again")

@@ -184,7 +184,8 @@ def _carried_out(
     else:
         model, depot, tokenizer, notes = _offloaded(str(asked.model), asked.dtype, place)
     source = None if isinstance(asked.model, PreTrainedModel) else local_folder(resolve_model(str(asked.model)))
-    before = preflight(model, asked.recipe, asked.packed, source, offloaded=depot is not None)
+    apart = asked.judges.apart
+    before = preflight(model, asked.recipe, asked.packed, source, offloaded=depot is not None, apart=apart)
     if model.device.type == "cpu":
         before.check()
     expected = before.plan
@@ -268,6 +269,8 @@ def ahead(
     dtype: torch.dtype | None = None,
     packed: bool = False,
     offload: str | Path | None = None,
+    workers: int = 1,
+    ray: bool = False,
 ) -> Preflight:
     """What `compress` would do and take: memory, seconds (rehearsed on one block and one batch), disk. Changes nothing.
 
@@ -282,7 +285,8 @@ def ahead(
     opened, _, _ = _opened(model, as_recipe(recipe), None, dtype, None)
     took = perf_counter() - begun
     folder = local_folder(resolve_model(str(model)))
-    return preflight(opened, as_recipe(recipe), packed, folder, out, rehearse=True, opened=took)
+    apart = Judges(workers, ray).apart
+    return preflight(opened, as_recipe(recipe), packed, folder, out, rehearse=True, opened=took, apart=apart)
 
 
 def as_recipe(recipe: Asked) -> Recipe:

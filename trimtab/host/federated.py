@@ -81,7 +81,7 @@ def learn(terms: Terms, client: Client, number: int, turn: int, change: Change) 
     with TemporaryDirectory() as scratch:
         tune(model, trained, rows, replace(terms.course, seed=seed), Path(scratch) / "state", pace=Pace(terms.course.batch))
     found = {path: delta.factors() for path, delta in deltas.items() if isinstance(delta, LowRankDelta)}
-    return Upload({path: (SCALE * left, right) for path, (left, right) in found.items()}, len(rows))
+    return Upload({path: (SCALE * left.detach(), right.detach()) for path, (left, right) in found.items()}, len(rows))
 
 
 def joined(change: Change, uploads: Mapping[str, Upload], by: Joining = stacked) -> tuple[Change, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
+from trimtab.core.kinds import Searches
 from trimtab.core.recipe import Recipe
 from trimtab.engine import forecast
 from trimtab.engine.forecast import Expected
@@ -29,8 +31,9 @@ CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 @dataclass(frozen=True)
 class Preflight:
-    """memory: bytes that the process will hold at most; available: that it may. files: bytes of the weight files, None where
-    the data decide; free: of the disk they go to. seconds: of everything from opening to publishing, None where not asked."""
+    """memory: bytes that the process will hold at most, with those that judge candidates for it; available: that it may. files:
+    bytes of the weight files, None where the data decide; free: of the disk they go to. seconds: of everything from opening to
+    publishing, None where not asked."""
 
     plan: Plan
     steps: tuple[Expected, ...]
@@ -40,6 +43,7 @@ class Preflight:
     free: int | None = None
     seconds: float | None = None
     tokens: int | None = None  # that would fit, where these do not
+    apart: int = 0  # processes that judge candidates
 
     def json(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("memory", "available", "files", "free", "seconds", "tokens")}
@@ -50,6 +54,7 @@ class Preflight:
         if self.memory * (1 - TOLERANCE) <= self.available:
             return
         fewer = f"--tokens {self.tokens} would fit, or use " if self.tokens else ""
+        fewer += "fewer --workers, or " if self.apart > 1 else ""
         raise UsageError(
             f"this takes about {_size(self.memory)} of memory, {_size(self.available)} are available: {fewer}--offload DIR, "
             "which keeps blocks and activations on disk"
@@ -65,18 +70,21 @@ def preflight(
     rehearse: bool = False,
     opened: float = 0.0,
     offloaded: bool = False,
+    apart: int = 0,
 ) -> Preflight:
     """The plan of a recipe for an opened model, and what carrying it out will take. Raises what `plan` raises.
 
     folder: where the model was read from, which takes memory of its own while it is read. opened: seconds that took.
     rehearse: also say how long it will take; that takes some seconds itself. offloaded: the blocks are not in memory.
+    apart: processes here that judge candidates.
     """
+    apart = apart if any(isinstance(step.by or step.method, Searches) for step in recipe.steps) else 0
     with nothing_kept_unpacked():
         anatomy = Anatomy.of(model)
         plan = planned(anatomy, recipe, packed)
         held = forecast.outside(anatomy) if offloaded else sum(t.nbytes for t in tensors(model))
         base = psutil.Process().memory_info().rss - held
-        steps = forecast.memory(anatomy, recipe, offloaded)
+        steps = forecast.memory(anatomy, recipe, offloaded, apart, base)
         reading = held + (_read(Path(folder), model) if folder is not None and not offloaded else 0)
         most = base + max(reading, *(step.memory for step in steps))
         seconds: list[float | None] = [None] * len(steps)
@@ -88,8 +96,10 @@ def preflight(
     taken = tuple(replace(step, seconds=took) for step, took in zip(steps, seconds, strict=True))
     known = [step.seconds for step in taken if step.seconds is not None]
     whole = opened + sum(known) + (plan.bytes_after or held) / WRITTEN_PER_SECOND if len(known) == len(taken) else None
-    found = Preflight(plan, taken, most, available(), plan.file_bytes, None if out is None else _free(Path(out)), whole)
-    return replace(found, tokens=_fitting(found, anatomy, recipe))
+    found = Preflight(
+        plan, taken, most, available(), plan.file_bytes, None if out is None else _free(Path(out)), whole, apart=apart
+    )
+    return replace(found, tokens=_fitting(found, anatomy, recipe, apart, base))
 
 
 def check_opening(folder: Path) -> None:
@@ -124,15 +134,19 @@ def _addresses() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def _fitting(found: Preflight, anatomy: Anatomy, recipe: Recipe) -> int | None:
+def _fitting(found: Preflight, anatomy: Anatomy, recipe: Recipe, apart: int, process: int) -> int | None:
     """How many tokens would fit, in whole windows; None where all do, or none would."""
     over = found.memory - found.available
     given = recipe.calibration
     per_token = forecast.activations(recipe, anatomy.sites[0].shape[1]) / given.tokens
     windows = int((given.tokens - over / per_token) // given.length) if over > 0 else 0
     fewer = replace(recipe, calibration=replace(given, tokens=max(windows, 1) * given.length))
-    fits = windows >= 1 and max(s.memory for s in forecast.memory(anatomy, fewer)) <= max(s.memory for s in found.steps) - over
+    fits = windows >= 1 and _most(forecast.memory(anatomy, fewer, False, apart, process)) <= _most(found.steps) - over
     return windows * given.length if fits else None
+
+
+def _most(steps: Sequence[Expected]) -> int:
+    return max(step.memory for step in steps)
 
 
 def _read(folder: Path, model: PreTrainedModel) -> int:

@@ -20,6 +20,7 @@ from trimtab.core.kinds import Method
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.scratch import ScratchMethod
 from trimtab.core.seeds import Seeds
+from trimtab.core.trained import Hook
 from trimtab.data.examples import Row
 from trimtab.data.windows import encoder, pack
 from trimtab.engine import scratch
@@ -103,10 +104,11 @@ def teach(
     course: Course,
     place: Path,
     watch: Watcher = unwatched,
+    beside: Sequence[Hook] = (),
 ) -> Taught:
     """Trains a random model in place, with structures of the method (None: with its own matrices), and puts the results in.
 
-    The checkpoint folder `place` stays. Raises what `tune` does.
+    The checkpoint folder `place` stays. beside: hooks that come after the method's. Raises what `tune` does.
     """
     anatomy, seeds = Anatomy.of(model), Seeds(course.seed)
     every = model.num_parameters() if method is None else scratch.numbers(anatomy, method)
@@ -123,7 +125,7 @@ def teach(
             course,
             place,
             pace=Pace(at_once=course.batch),
-            hooks=[hook] if hook else [],
+            hooks=[hook, *beside] if hook else beside,
             identity=identity,
             watch=watch,
         )

@@ -1,6 +1,7 @@
 """What a search needs besides a recipe: text that the levels were not made with, a folder, and who judges."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,13 @@ class Judges:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"workers must be at least 1, got {self.workers}")
+
+    @property
+    def apart(self) -> int:
+        """Processes on this machine that judge; 0: this one does, or others of a cluster that is there already."""
+        if self.ray:
+            return 0 if "RAY_ADDRESS" in os.environ else self.workers
+        return self.workers if self.workers > 1 else 0
 
 
 def held_out_tokens(recipe: Recipe) -> int:

@@ -23,7 +23,7 @@ from trimtab.core.seeds import Seeds
 from trimtab.core.trained import Hook, TrainedMethod
 from trimtab.data.examples import examples, held_out
 from trimtab.data.windows import calibration_windows, evaluation_windows
-from trimtab.host.adapt import prepared, still_there
+from trimtab.host.adapt import prepared, shown, still_there
 from trimtab.host.checkpoint import load
 from trimtab.host.compress import compress
 from trimtab.host.pretrain import Course
@@ -89,8 +89,13 @@ def taught(
         compress(model, replace(recipe, steps=tuple(first)), tokenizer=tokenizer, watch=watch)
     bits = bits_per_weight(model)[0].value
     assert isinstance(last.method, TrainedMethod)
-    trained, deltas, hooks = prepared(Anatomy.of(model), last.method, last.where, Seeds(recipe.seed))
     rows, apart = held_out(examples(data, tokenizer, course.length), HELD_OUT, recipe.seed)
+
+    def general(count: int) -> Tensor:
+        return calibration_windows(GENERAL, tokenizer, count * course.length, course.length, recipe.seed)
+
+    seen = shown(last.method, rows, general, recipe.seed, model.device)
+    trained, deltas, hooks = prepared(Anatomy.of(model), last.method, last.where, Seeds(recipe.seed), seen, watch)
     with TemporaryDirectory() as scratch:
         done = tune(
             model,
@@ -101,7 +106,7 @@ def taught(
             validation=apart.rows,
             pace=Pace(at_once=course.batch, every=max(1, course.steps // 4)),
             hooks=[*beside, *hooks],
-            general=lambda count: calibration_windows(GENERAL, tokenizer, count * course.length, course.length, recipe.seed),
+            general=general,
             identity={"recipe": str(recipe), "layers": list(deltas)},
             watch=watch,
         )

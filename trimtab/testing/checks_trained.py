@@ -1,5 +1,7 @@
 """What is trained must keep: a fresh adapter is the model, a merged one is the adapter, and nothing but the seed decides."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -11,7 +13,7 @@ from trimtab.core.knobs import knobs
 from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Where
 from trimtab.core.seeds import Seeds
-from trimtab.core.trained import AdapterMethod, Delta, ScheduleMethod
+from trimtab.core.trained import AdapterMethod, Chosen, Delta, ScheduleMethod
 from trimtab.engine import adapting
 from trimtab.formats import Dense
 from trimtab.testing.problems import every_format, expect, layer
@@ -96,7 +98,7 @@ def says_which_shape_does_not_fit(method: type[AdapterMethod]) -> None:
     except UsageError as error:
         expect(site.name in str(error), f"`fits` refuses a shape without naming the place: {error}")
     else:
-        made.attach(Dense(torch.zeros(33, 1)), Seen({}, Seeds(0).at("x")), site)
+        made.attach(Dense(torch.zeros(33, 1)), _seen(made, site, torch.ones(8, 1)), site)
 
 
 def is_told_to_peft_and_back(method: type[AdapterMethod]) -> None:
@@ -159,11 +161,24 @@ def _made(method: type[AdapterMethod]) -> AdapterMethod:
 
 
 def _delta(method: type[AdapterMethod], weight: LinearWeight, site: Site) -> Delta:
-    return _made(method).attach(weight, Seen({}, Seeds(0).at("attach")), site)
+    made = _made(method)
+    return made.attach(weight, _seen(made, site, layer(*site.shape).x), site)
+
+
+def _seen(method: AdapterMethod, site: Site, x: Tensor) -> Seen:
+    """What it declared in `needs`, of inputs x [tokens, in]."""
+    values: dict[type, Any] = {Chosen: Chosen((site,))}
+    for need in method.needs:
+        if need is not Chosen:
+            state = need.start(site.shape, x.device)  # type: ignore[attr-defined]
+            values[need] = need.finish(need.update(state, x))  # type: ignore[attr-defined]
+    return Seen(values, Seeds(0).at("attach"))
 
 
 def _attached(method: type[AdapterMethod], model: torch.nn.Module) -> dict[str, Delta]:
-    return adapting.attach(Anatomy.of(model), _made(method), Where(), Seeds(0))
+    made = _made(method)
+    shown = [tokens(model)] if adapting.needs_text(made) else []  # type: ignore[arg-type]
+    return adapting.attach(Anatomy.of(model), made, Where(), Seeds(0), shown)
 
 
 @torch.no_grad()

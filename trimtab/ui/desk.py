@@ -101,12 +101,12 @@ class Desk:
 
     async def measure(self, folder: str, base: str, tasks: str, limit: int, speed: bool) -> Job:
         """Compares every result of a folder with its base; writes `comparison.json` there."""
-        found = Shelf.of(self.places.folder(folder))
-        if not found.results:
+        found, model = Shelf.of(self.places.folder(folder)), self.places.model(base)
+        named = [str(path) for path in found.results if str(path) != model]  # which may lie beside its results
+        if not named:
             raise UsageError("there is nothing in this folder to measure")
         target = self._comparison(found.folder)
-        named = [str(path) for path in found.results]
-        words = ["report", *named, f"--base={self.places.model(base)}", f"--limit={limit}", *PLANNED]
+        words = ["report", *named, f"--base={model}", f"--limit={limit}", *PLANNED]
         words += [f"--tasks={tasks}"] if tasks else []
         words += [] if speed else ["--no-speed"]
         return await self.bench.start("measure", found.folder.name, words, lambda job: _measured(job, target), folder=folder)

@@ -14,6 +14,10 @@ from trimtab.ui.places import Places
 
 Value = bool | int | float | str
 LONGEST = 2000  # characters of a value
+MISSING = {
+    **{"bits": "bits per weight", "size": "a size", "speedup": "how many times as fast", "fit": "an amount of memory"},
+    **{"max-ppl-increase": "a share of perplexity", "method": "a method", "do": "steps", "recipe": "a recipe"},
+}
 
 
 class Asked(BaseModel):
@@ -24,7 +28,7 @@ class Asked(BaseModel):
     folder: str = ""
     model: str
     name: str
-    way: Literal["bits", "size", "method", "do", "recipe"]
+    way: Literal["bits", "size", "speedup", "fit", "max-ppl-increase", "method", "do", "recipe"]
     value: str = ""
     knobs: dict[str, Value] = Field(default_factory=dict, max_length=50)
     text: str = ""
@@ -44,10 +48,9 @@ def words(asked: Asked, places: Places, methods: Mapping[str, Mapping[str, Any]]
 
 def _what(asked: Asked, places: Places, methods: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if not asked.value:
-        missing = {"bits": "bits per weight", "size": "a size", "method": "a method", "do": "steps", "recipe": "a recipe"}
-        raise UsageError(f"give {missing[asked.way]}")
+        raise UsageError(f"give {MISSING[asked.way]}")
     match asked.way:
-        case "bits" | "size":
+        case "bits" | "size" | "speedup" | "fit" | "max-ppl-increase":
             yield f"--{asked.way}={asked.value}"
         case "do":
             yield f"--do={places.expression(asked.value)}"

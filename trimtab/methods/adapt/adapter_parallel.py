@@ -8,14 +8,12 @@ beside the matrices of the MLP.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
 from trimtab.core.knobs import choice, count, number
 from trimtab.core.places import Role, Site
 from trimtab.core.trained import AdapterMethod
-from trimtab.formats.deltas import BottleneckDelta
+from trimtab.formats.deltas import BottleneckDelta, fresh_bottleneck
 
 MLP = (Role.GATE, Role.UP, Role.DOWN, Role.GATE_UP)
 ATTENTION = (Role.Q, Role.K, Role.V, Role.O, Role.QKV)
@@ -50,7 +48,4 @@ class AdapterParallel(AdapterMethod):
         return self.at == "all" or site.role in (MLP if self.at == "mlp" else ATTENTION)
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> BottleneckDelta:
-        out, inputs = site.shape
-        device = next(iter(weight.tensors().values())).device
-        down = 0.02 * torch.randn(self.width, inputs, generator=seen.generator)
-        return BottleneckDelta(down.to(device), torch.zeros(out, self.width, device=device), self.scale, "parallel")
+        return fresh_bottleneck(weight, self.width, self.scale, "parallel", seen.generator)

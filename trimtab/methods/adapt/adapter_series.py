@@ -8,14 +8,12 @@ the paper's search puts it (`at`). Same as there except: z is without the layer'
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
 from trimtab.core.knobs import choice, count, number
 from trimtab.core.places import Role, Site
 from trimtab.core.trained import AdapterMethod
-from trimtab.formats.deltas import BottleneckDelta
+from trimtab.formats.deltas import BottleneckDelta, fresh_bottleneck
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,4 @@ class AdapterSeries(AdapterMethod):
         return site.role in behind[self.at]
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> BottleneckDelta:
-        out, _ = site.shape
-        device = next(iter(weight.tensors().values())).device
-        down = 0.02 * torch.randn(self.width, out, generator=seen.generator)
-        return BottleneckDelta(down.to(device), torch.zeros(out, self.width, device=device), self.scale, "series")
+        return fresh_bottleneck(weight, self.width, self.scale, "series", seen.generator)

@@ -16,14 +16,14 @@ from torch.optim import Optimizer
 
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
-from trimtab.core.knobs import choice, count, number
+from trimtab.core.knobs import choice, number
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, Delta, Hook, check_rank
-from trimtab.formats.deltas import LowRankDelta, fresh_right, lora_fields
+from trimtab.core.trained import Delta, Hook, RankedMethod
+from trimtab.formats.deltas import LowRankDelta, fresh_product, lora_fields
 
 
 @dataclass(frozen=True)
-class Allora(AdapterMethod):
+class Allora(RankedMethod):
     card: ClassVar = Card(
         id="allora",
         title="ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws",
@@ -43,17 +43,11 @@ class Allora(AdapterMethod):
         ),
     )
 
-    rank: int = count("inner dimension of the product", 16)
     eta: float = number("how many times as fast a row of zeros moves", 2.0, low=1.0, high=100.0)
     acts_on: str = choice("what the rates multiply", "step", ("step", "gradient"))
 
-    def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, site)
-
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
-        out, inputs = site.shape
-        device = next(iter(weight.tensors().values())).device
-        return LowRankDelta(torch.zeros(out, self.rank, device=device), fresh_right(self.rank, inputs, seen.generator, device))
+        return fresh_product(weight, self.rank, 1.0, seen.generator)
 
     def hook(self, deltas: Mapping[Site, Delta]) -> "Rates":
         lefts = [delta.left for delta in deltas.values() if isinstance(delta, LowRankDelta)]

@@ -19,16 +19,16 @@ from torch.optim import Adam
 
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
-from trimtab.core.knobs import choice, count, number, rate
+from trimtab.core.knobs import choice, number, rate
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, Delta, Hook, Training, check_rank
-from trimtab.formats.deltas import LowRankDelta, fresh_right, lora_fields
+from trimtab.core.trained import Delta, Hook, RankedMethod, Training
+from trimtab.formats.deltas import LowRankDelta, fresh_product, lora_fields
 
 BETAS = (0.5, 0.999)  # of the gates
 
 
 @dataclass(frozen=True)
-class Diffora(AdapterMethod):
+class Diffora(RankedMethod):
     card: ClassVar = Card(
         id="diffora",
         title="DiffoRA: Enabling Parameter-Efficient LLM Fine-Tuning via Differential Low-Rank Matrix Adaptation",
@@ -48,21 +48,14 @@ class Diffora(AdapterMethod):
         ),
     )
 
-    rank: int = count("inner dimension of the product", 16)
     alpha: float = number("the product is multiplied by alpha / rank", 32.0, low=0.001)
     keep: float = rate("fraction of a block's matrices with an adapter of their own", 0.5, low=0.01)
     search: float = rate("steps of the search, as a fraction of the training's", 0.15)
     pace: float = number("learning rate of the gates", 0.01, low=0.0001)
     choose: str = choice("which gates win", "widest", ("widest", "narrowest", "any"))
 
-    def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, site)
-
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
-        out, inputs = site.shape
-        device = next(iter(weight.tensors().values())).device
-        right = fresh_right(self.rank, inputs, seen.generator, device)
-        return LowRankDelta(torch.zeros(out, self.rank, device=device), right, self.alpha / self.rank)
+        return fresh_product(weight, self.rank, self.alpha / self.rank, seen.generator)
 
     def hook(self, deltas: Mapping[Site, Delta]) -> "Selection":
         return Selection({site: delta for site, delta in deltas.items() if isinstance(delta, LowRankDelta)}, self)

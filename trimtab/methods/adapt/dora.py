@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
-from trimtab.core.knobs import count, number
+from trimtab.core.knobs import number
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, Delta, check_rank, put
+from trimtab.core.trained import Delta, RankedMethod, put
 from trimtab.formats import Dense
-from trimtab.formats.deltas import LowRankDelta, fresh_right, lora_fields
+from trimtab.formats.deltas import LowRankDelta, fresh_product, lora_fields
 
 
 @dataclass(frozen=True)
-class Dora(AdapterMethod):
+class Dora(RankedMethod):
     card: ClassVar = Card(
         id="dora",
         title="DoRA: Weight-Decomposed Low-Rank Adaptation",
@@ -43,17 +43,11 @@ class Dora(AdapterMethod):
         ),
     )
 
-    rank: int = count("inner dimension of the product", 16)
     alpha: float = number("the product is multiplied by alpha / rank", 32.0, low=0.001)
 
-    def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, site)
-
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> "DirectionDelta":
-        dense, (out, inputs) = weight.dense(), site.shape
-        right = fresh_right(self.rank, inputs, seen.generator, dense.device)
-        change = LowRankDelta(torch.zeros(out, self.rank, device=dense.device), right, self.alpha / self.rank)
-        return DirectionDelta(change, _norms(dense))
+        change = fresh_product(weight, self.rank, self.alpha / self.rank, seen.generator)
+        return DirectionDelta(change, _norms(weight.dense()))
 
     def portable(self) -> dict[str, Any]:
         return lora_fields(self.rank, self.alpha, use_dora=True)

@@ -19,12 +19,12 @@ from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
 from trimtab.core.knobs import count, number
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, Delta, Hook, Training, check_rank
-from trimtab.formats.deltas import LowRankDelta, fresh_right, lora_fields
+from trimtab.core.trained import Delta, Hook, RankedMethod, Training
+from trimtab.formats.deltas import LowRankDelta, fresh_product, lora_fields
 
 
 @dataclass(frozen=True)
-class EwcLora(AdapterMethod):
+class EwcLora(RankedMethod):
     card: ClassVar = Card(
         id="ewc_lora",
         title="Language Models Meet World Models: Embodied Experiences Enhance Language Models",
@@ -49,14 +49,8 @@ class EwcLora(AdapterMethod):
     strength: float = number("the penalty is multiplied by this", 0.01, low=0.0)
     windows: int = count("windows of general text that are looked at", 64)
 
-    def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, site)
-
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
-        out, inputs = site.shape
-        device = next(iter(weight.tensors().values())).device
-        right = fresh_right(self.rank, inputs, seen.generator, device)
-        return LowRankDelta(torch.zeros(out, self.rank, device=device), right, self.alpha / self.rank)
+        return fresh_product(weight, self.rank, self.alpha / self.rank, seen.generator)
 
     def hook(self, deltas: Mapping[Site, Delta]) -> "Penalty":
         changes = [delta for delta in deltas.values() if isinstance(delta, LowRankDelta)]

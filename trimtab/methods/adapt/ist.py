@@ -22,14 +22,14 @@ from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
 from trimtab.core.knobs import count, number, rate
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, Delta, Hook, Training, check_rank
-from trimtab.formats.deltas import LowRankDelta, fresh_right, lora_fields
+from trimtab.core.trained import Delta, Hook, RankedMethod, Training
+from trimtab.formats.deltas import LowRankDelta, fresh_product, lora_fields
 
 TRIED = 3  # sets of blocks at a time
 
 
 @dataclass(frozen=True)
-class Ist(AdapterMethod):
+class Ist(RankedMethod):
     card: ClassVar = Card(
         id="ist",
         title="Layer-wise Importance Matters: Less Memory for Better Performance in Parameter-efficient Fine-tuning",
@@ -49,7 +49,6 @@ class Ist(AdapterMethod):
         ),
     )
 
-    rank: int = count("inner dimension of the product", 16)
     alpha: float = number("the product is multiplied by alpha / rank", 32.0, low=0.001)
     active: float = rate("fraction of the blocks whose adapters a step trains", 0.25, low=0.001)
     every: int = count("steps between trials", 10)
@@ -57,14 +56,8 @@ class Ist(AdapterMethod):
     suppressed: float = rate("the other adapters' answers in a trial are multiplied by this", 0.25)
     pace: float = number("how fast importance moves", 10.0, low=0.0)
 
-    def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, site)
-
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
-        out, inputs = site.shape
-        device = next(iter(weight.tensors().values())).device
-        right = fresh_right(self.rank, inputs, seen.generator, device)
-        return LowRankDelta(torch.zeros(out, self.rank, device=device), right, self.alpha / self.rank)
+        return fresh_product(weight, self.rank, self.alpha / self.rank, seen.generator)
 
     def hook(self, deltas: Mapping[Site, Delta]) -> "Importance":
         blocks: dict[int | None, list[LowRankDelta]] = {}

@@ -7,18 +7,16 @@ Hu et al., ICLR 2022. Without dropout.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from trimtab.core.card import Card
 from trimtab.core.kinds import LinearWeight, Seen
-from trimtab.core.knobs import count, number
+from trimtab.core.knobs import number
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, check_rank
-from trimtab.formats.deltas import LowRankDelta, fresh_right, lora_fields
+from trimtab.core.trained import RankedMethod
+from trimtab.formats.deltas import LowRankDelta, fresh_product, lora_fields
 
 
 @dataclass(frozen=True)
-class Lora(AdapterMethod):
+class Lora(RankedMethod):
     card: ClassVar = Card(
         id="lora",
         title="LoRA: Low-Rank Adaptation of Large Language Models",
@@ -28,17 +26,10 @@ class Lora(AdapterMethod):
         baseline=True,
     )
 
-    rank: int = count("inner dimension of the product", 16)
     alpha: float = number("the product is multiplied by alpha / rank", 32.0, low=0.001)
 
-    def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, site)
-
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
-        out, inputs = site.shape
-        device = next(iter(weight.tensors().values())).device
-        right = fresh_right(self.rank, inputs, seen.generator, device)
-        return LowRankDelta(torch.zeros(out, self.rank, device=device), right, self.alpha / self.rank)
+        return fresh_product(weight, self.rank, self.alpha / self.rank, seen.generator)
 
     def portable(self) -> dict[str, Any]:
         return lora_fields(self.rank, self.alpha)

@@ -13,13 +13,13 @@ from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
 from trimtab.core.knobs import count
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, check_rank
+from trimtab.core.trained import RankedMethod
 from trimtab.formats.deltas import LowRankDelta, lora_fields
 from trimtab.tensors.lowrank import truncated
 
 
 @dataclass(frozen=True)
-class Pissa(AdapterMethod):
+class Pissa(RankedMethod):
     card: ClassVar = Card(
         id="pissa",
         title="PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
@@ -41,9 +41,6 @@ class Pissa(AdapterMethod):
     )
 
     rank: int = count("how many singular directions are trained", 16)
-
-    def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, site)
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
         factors = truncated(weight.dense(), self.rank)

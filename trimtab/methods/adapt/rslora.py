@@ -7,18 +7,16 @@ Kalajdzievski 2023. Without dropout.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
-from trimtab.core.knobs import count, number
+from trimtab.core.knobs import number
 from trimtab.core.places import Site
-from trimtab.core.trained import AdapterMethod, check_rank
-from trimtab.formats.deltas import LowRankDelta, fresh_right, lora_fields
+from trimtab.core.trained import RankedMethod
+from trimtab.formats.deltas import LowRankDelta, fresh_product, lora_fields
 
 
 @dataclass(frozen=True)
-class Rslora(AdapterMethod):
+class Rslora(RankedMethod):
     card: ClassVar = Card(
         id="rslora",
         title="A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
@@ -38,17 +36,10 @@ class Rslora(AdapterMethod):
         ),
     )
 
-    rank: int = count("inner dimension of the product", 16)
     alpha: float = number("the product is multiplied by alpha / sqrt(rank)", 8.0, low=0.001)
 
-    def fits(self, site: Site) -> None:
-        check_rank(self.card.id, self.rank, site)
-
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> LowRankDelta:
-        out, inputs = site.shape
-        device = next(iter(weight.tensors().values())).device
-        right = fresh_right(self.rank, inputs, seen.generator, device)
-        return LowRankDelta(torch.zeros(out, self.rank, device=device), right, self.alpha / self.rank**0.5)
+        return fresh_product(weight, self.rank, self.alpha / self.rank**0.5, seen.generator)
 
     def portable(self) -> dict[str, Any]:
         return lora_fields(self.rank, self.alpha, use_rslora=True)

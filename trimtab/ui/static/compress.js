@@ -91,6 +91,9 @@ function name() {
   const what = {
     bits: () => `${fields.bits.value}bit`,
     size: () => fields.size.value.replace("%", "pc"),
+    speedup: () => `${fields.speedup.value}-as-fast`,
+    fit: () => `in-${fields.fit.value}`,
+    "max-ppl-increase": () => `loss-${fields["max-ppl-increase"].value.replace("%", "pc")}`,
     method: () => `${fields.method.value || "method"}${bits ? `-${bits}bit` : ""}`,
     do: () => (fields.do.value.match(/[a-z_0-9]+(?=\(|\s*->|\s*$)/g) ?? ["steps"]).join("-"),
     recipe: () => (fields.recipe?.value ?? "recipe").split("/").pop().replace(/\.ya?ml$/, ""),
@@ -102,7 +105,7 @@ function name() {
 }
 
 function asked() {
-  const value = { bits: fields.bits.value, size: fields.size.value, method: fields.method.value, do: fields.do.value, recipe: fields.recipe?.value ?? "" }[way()];
+  const value = fields[way()]?.value ?? "";
   const words = { folder: document.body.dataset.folder, model: fields.model.value.trim(), name: fields.name.value.trim(), way: way(), value };
   const more = { text: fields.text.value.trim(), dtype: fields.dtype.value, packed: fields.packed.checked, knobs: way() === "method" ? changed() : {} };
   for (const number of ["tokens", "length", "seed"]) if (fields[number].value !== "") more[number] = Number(fields[number].value);
@@ -121,7 +124,7 @@ form.addEventListener("submit", async (event) => {
   }
 });
 for (const radio of fields.way) radio.addEventListener("change", turn);
-for (const part of ["model", "size", "do", "recipe"]) fields[part]?.addEventListener("input", name);
+for (const part of ["model", "size", "speedup", "fit", "max-ppl-increase", "do", "recipe"]) fields[part]?.addEventListener("input", name);
 fields.bits.addEventListener("input", () => {
   fields.bits.nextElementSibling.value = fields.bits.value;
   name();
