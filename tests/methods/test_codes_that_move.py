@@ -139,7 +139,7 @@ def test_what_steps_ask_for_adds_up():
 def test_the_loss_of_the_same_text_never_rises_within_the_trusted_length():
     model = tiny("llama")
     (ids, _) = shown(model)
-    knobs = "steps=8, batch=4, share=0.05, trust={}, reach=1.0, forget=1.0, learning_rate=1e-8"
+    knobs = "steps=6, batch=4, share=0.05, trust={}, reach=1.0, forget=1.0, learning_rate=1e-8"
     recipe = f"rtn(bits=2, clip=True) -> pv_tuning({knobs})"
     for trust, rises in ((0.02, False), (1.0, True)):
         losses = []
@@ -157,7 +157,7 @@ def test_the_loss_of_the_same_text_never_rises_within_the_trusted_length():
 
 @pytest.mark.parametrize("before", ["gptq(bits=2)", "hlq(bits=2)", "aqlm(books=1, code_bits=4, dim=4, rounds=1)"])
 def test_every_format_learns_from_the_teacher(before):
-    steps = " -> pv_tuning(steps=5, batch=4, reach=0.3, learning_rate=0.02)"
+    steps = " -> pv_tuning(steps=4, batch=4, reach=0.3, learning_rate=0.02)"
     model, bench = ran("llama", Recipe.of(before + steps))
     notes = bench.receipts[-1].notes
     assert notes["last_loss"] < 0.95 * notes["first_loss"]

@@ -219,11 +219,11 @@ def test_a_mask_moves_and_pruned_weights_shrink():
 @pytest.mark.parametrize(
     "step",
     [
-        "edgerazor(part=0.5, steps=6, batch=4, learning_rate=0.003)",
-        "db_llm(steps=6, batch=4, learning_rate=0.003, scale_rate=0.01)",
-        "ofq(steps=6, batch=4, learning_rate=0.003)",
-        "edkm(bits=2, steps=6, batch=4, learning_rate=0.003)",
-        "ast(steps=6, batch=4, every=2, block=16, learning_rate=0.003)",
+        "edgerazor(part=0.5, steps=3, batch=4, learning_rate=0.003)",
+        "db_llm(steps=3, batch=4, learning_rate=0.003, scale_rate=0.01)",
+        "ofq(steps=3, batch=4, learning_rate=0.003)",
+        "edkm(bits=2, steps=3, batch=4, learning_rate=0.003)",
+        "ast(steps=4, batch=4, every=2, block=16, learning_rate=0.003)",
     ],
 )
 def test_the_loss_falls(step):

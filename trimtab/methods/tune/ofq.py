@@ -86,7 +86,8 @@ class StatsQ(Latent):
 
     def rounded(self, weight: Tensor) -> Tensor:
         codes, _, half = self._coded(weight)
-        return (2 * codes + 1 - 2**self.bits) * half
+        levels: int = 2**self.bits
+        return (2 * codes + 1 - levels) * half
 
     def stored(self, weight: Tensor) -> SignPlanes:
         codes, _, half = self._coded(weight)
