@@ -4,18 +4,21 @@ from itertools import product
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import RecipeError
-from trimtab.core.recipe import Recipe
+from trimtab.core.recipe import Calibration, Recipe
 from trimtab.engine.run import run
 from trimtab.formats import BitPlanes, Codebook, Dense, Grouped, LinearWeight
 from trimtab.formats.moving import Moving, Pace, moving
+from trimtab.host.compress import compress
 from trimtab.host.school import school
 from trimtab.tensors.bitplanes import fit as fitted
 from trimtab.tensors.moves import adaptive, most_wanted, trusted
 from trimtab.tensors.rounding import fit
+from trimtab.testing.folders import tiny_folder
 from trimtab.testing.roundtrip import logits, ran, shown
 from trimtab.testing.tiny import tiny
 
@@ -72,9 +75,9 @@ def test_gradients_of_scales_are_those_of_differences(name):
         for sign in (1, -1):
             near.start, before = (near.start.double() + sign * near.unit * 1e-3 * steps).float(), near.start
             with torch.no_grad():
-                near.forward, kept = (lambda near=near: near.start), near.forward  # without float16, which has no slope
+                near.now, kept = (lambda near=near: near.start), near.now  # without float16, which has no slope
                 both.append(float(learner.values().double().mul(direction).sum()))
-                near.forward = kept
+                near.now = kept
             near.start = before
         assert (both[0] - both[1]) / 2e-3 == pytest.approx(float((gradient * steps).sum()), rel=1e-2, abs=1e-3)
 
@@ -136,7 +139,7 @@ def test_what_steps_ask_for_adds_up():
 def test_the_loss_of_the_same_text_never_rises_within_the_trusted_length():
     model = tiny("llama")
     (ids, _) = shown(model)
-    knobs = "steps=8, batch=4, share=0.05, trust={}, reach=1.0, forget=1.0, learning_rate=1e-8"
+    knobs = "steps=6, batch=4, share=0.05, trust={}, reach=1.0, forget=1.0, learning_rate=1e-8"
     recipe = f"rtn(bits=2, clip=True) -> pv_tuning({knobs})"
     for trust, rises in ((0.02, False), (1.0, True)):
         losses = []
@@ -154,7 +157,7 @@ def test_the_loss_of_the_same_text_never_rises_within_the_trusted_length():
 
 @pytest.mark.parametrize("before", ["gptq(bits=2)", "hlq(bits=2)", "aqlm(books=1, code_bits=4, dim=4, rounds=1)"])
 def test_every_format_learns_from_the_teacher(before):
-    steps = " -> pv_tuning(steps=5, batch=4, reach=0.3, learning_rate=0.02)"
+    steps = " -> pv_tuning(steps=4, batch=4, reach=0.3, learning_rate=0.02)"
     model, bench = ran("llama", Recipe.of(before + steps))
     notes = bench.receipts[-1].notes
     assert notes["last_loss"] < 0.95 * notes["first_loss"]
@@ -173,6 +176,24 @@ def test_codes_stay_where_only_scales_are_tuned():
         assert torch.equal(now.weight(site).codes, then.weight(site).codes)
         assert not torch.equal(now.weight(site).scale, then.weight(site).scale)
     assert not torch.equal(logits(model), logits(start))
+
+
+def test_a_stopped_training_goes_on_to_the_same_codes(tmp_path):
+    model, text = tiny_folder(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"paragraph {n} of a text that says very little, again and again" for n in range(60)))
+    knobs = "steps=6, batch=2, reach=0.3, learning_rate=0.01"
+    recipe = Recipe.of(f"rtn(bits=2) -> pv_tuning({knobs})", Calibration(str(text), 128, 32))
+    compress(model, recipe, tmp_path / "whole")
+
+    def watch(now):
+        if now.phase == "train" and now.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, recipe, tmp_path / "out", watch=watch)
+    compress(model, recipe, tmp_path / "out")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_without_quantized_matrices_there_is_nothing_to_move():

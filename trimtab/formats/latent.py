@@ -108,7 +108,7 @@ class LatentPlanes(Learner):
         self.rates = {"weight": rate, "scale.shift": scale_rate, "offset.shift": scale_rate}
 
     def _coded(self) -> tuple[Tensor, Planes]:
-        planes = Planes(self.scale(), self.offset())
+        planes = Planes(self.scale.now(), self.offset.now())
         with torch.no_grad():
             return planes.codes(self.weight), planes
 
@@ -125,7 +125,8 @@ class LatentPlanes(Learner):
 
 def _bits(dim: int, weights: int) -> float:
     """Of all codes that hold `dim` trits each, and of the table that says which."""
-    return CODED[dim] * weights / dim + 16 * dim * 3**dim
+    entries: int = 3**dim
+    return CODED[dim] * weights / dim + 16 * dim * entries
 
 
 def _on_grid(groups: Tensor, scale: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,8 @@ part is learned as a distance from where it began, in units of its own size, so 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,6 @@ from trimtab.tensors.moves import adaptive, most_wanted, trusted
 from trimtab.tensors.rounding import LARGEST
 from trimtab.tensors.through import halved
 
-if TYPE_CHECKING:
-    from trimtab.anatomy import Anatomy
-
 PASSES = 2  # over the codebooks, for what a run's codes shall be
 
 
@@ -37,7 +33,7 @@ class Near(nn.Module):
         self.start, self.unit = start.float(), unit.float()
         self.shift = nn.Parameter(torch.zeros_like(self.start))
 
-    def forward(self) -> Tensor:
+    def now(self) -> Tensor:
         return halved((self.start + self.unit * self.shift).clamp(-LARGEST, LARGEST))
 
 
@@ -85,7 +81,7 @@ class Moving(Learner):
     def matrix(self) -> Tensor:
         made = self.values()
         if self.pace.share and made.requires_grad:
-            made.register_hook(self._push)
+            made.register_hook(self._push)  # type: ignore[no-untyped-call]
         return made
 
     def _push(self, gradient: Tensor) -> None:
@@ -139,20 +135,20 @@ class MovingGroups(Moving):
 
     def values(self) -> Tensor:
         codes = self.codes.view(-1, self.group_size).float()
-        return ((codes - self.zero) * self.scale().view(-1, 1)).view(self.shape)
+        return ((codes - self.zero) * self.scale.now().view(-1, 1)).view(self.shape)
 
     def at(self, codes: Tensor, places: Tensor) -> Tensor:
         groups = places // self.group_size
-        return (codes[0].float().unsqueeze(1) - self.zero[groups]) * self.scale().view(-1, 1)[groups]
+        return (codes[0].float().unsqueeze(1) - self.zero[groups]) * self.scale.now().view(-1, 1)[groups]
 
     def nearest(self, wanted: Tensor, places: Tensor) -> Tensor:
         groups = places // self.group_size
-        scale = self.scale().view(-1, 1)[groups]
+        scale = self.scale.now().view(-1, 1)[groups]
         steps = wanted / torch.where(scale == 0, 1.0, scale)  # where the scale is zero all codes say the same
         return (steps.round() + self.zero[groups]).clamp(0, 2**self.bits - 1).view(1, -1).to(torch.uint8)
 
     def result(self) -> Grouped:
-        return Grouped(self.codes.view(self.shape), self.scale().detach().half(), self.zeros, self.bits, self.group_size)
+        return Grouped(self.codes.view(self.shape), self.scale.now().detach().half(), self.zeros, self.bits, self.group_size)
 
 
 class MovingPlanes(Moving):
@@ -177,14 +173,14 @@ class MovingPlanes(Moving):
 
     def _planes(self) -> Planes:
         """Of all groups, one after the other."""
-        return Planes(self.scale().flatten(0, 1), self.offset().view(-1, 1))
+        return Planes(self.scale.now().flatten(0, 1), self.offset.now().view(-1, 1))
 
     def nearest(self, wanted: Tensor, places: Tensor) -> Tensor:
         planes, groups = self._planes(), places // self.group_size
         return Planes(planes.scale[groups], planes.offset[groups]).codes(wanted).view(1, -1).to(torch.uint8)
 
     def result(self) -> BitPlanes:
-        scale, offset = self.scale().detach().half(), self.offset().detach().half()
+        scale, offset = self.scale.now().detach().half(), self.offset.now().detach().half()
         return BitPlanes(self.codes.view(self.shape), scale, offset, self.group_size)
 
 
@@ -199,24 +195,24 @@ class MovingBooks(Moving):
         self.remember()
 
     def values(self) -> Tensor:
-        total = _sums(self.codebook(), self.codes.long())
+        total = _sums(self.codebook.now(), self.codes.long())
         if self.scale is None:
             return total.view(self.shape)
-        scale = self.scale()
+        scale = self.scale.now()
         return (total.view(*scale.shape, -1) * scale.unsqueeze(-1)).view(self.shape)
 
     def at(self, codes: Tensor, places: Tensor) -> Tensor:
-        return _sums(self.codebook(), codes.long()) * self._loud(places)
+        return _sums(self.codebook.now(), codes.long()) * self._loud(places)
 
     def _loud(self, places: Tensor) -> Tensor:
         """[n, dim]: what the entries of these runs are multiplied by."""
         if self.scale is None or self.group_size is None:
             return torch.ones(len(places), self.dim, device=places.device)
         inputs = places.unsqueeze(1) * self.dim + torch.arange(self.dim, device=places.device)
-        return self.scale().flatten()[inputs // self.group_size]
+        return self.scale.now().flatten()[inputs // self.group_size]
 
     def nearest(self, wanted: Tensor, places: Tensor) -> Tensor:
-        book, loud, codes = self.codebook(), self._loud(places), self.codes[:, places].long()
+        book, loud, codes = self.codebook.now(), self._loud(places), self.codes[:, places].long()
         for _ in range(PASSES):
             for number, entries in enumerate(book):
                 others = _sums(book, codes) - entries[codes[number]]
@@ -226,8 +222,8 @@ class MovingBooks(Moving):
 
     def result(self) -> Codebook:
         codes = self.codes.view(len(self.codes), self.shape[0], -1)
-        scale = None if self.scale is None else self.scale().detach().half()
-        return Codebook(codes, self.codebook().detach().half(), scale, self.group_size)
+        scale = None if self.scale is None else self.scale.now().detach().half()
+        return Codebook(codes, self.codebook.now().detach().half(), scale, self.group_size)
 
 
 def _sums(book: Tensor, codes: Tensor) -> Tensor:
@@ -252,9 +248,9 @@ def moving(weight: LinearWeight, pace: Pace) -> Moving | None:
     return MovingBooks(weight, pace) if isinstance(weight, Codebook) else None
 
 
-def quantized(anatomy: "Anatomy", sites: Iterable[Site], who: str, pace: Pace) -> dict[Site, Moving]:
+def quantized(weights: Mapping[Site, LinearWeight], who: str, pace: Pace) -> dict[Site, Moving]:
     """What stands for the quantized matrices among some; the others stay as they are. Raises `RecipeError` if there is none."""
-    made = {site: moving(anatomy.weight(site), pace) for site in sites}
+    made = {site: moving(weight, pace) for site, weight in weights.items()}
     found = {site: learner for site, learner in made.items() if learner is not None}
     if not found:
         raise RecipeError(f"{who} tunes quantized matrices and there is none; put a step before it: gptq(bits=2) -> {who}")

@@ -26,7 +26,8 @@ class Distinct:
 
 def distinct(weight: Tensor) -> Distinct:
     """The bfloat16 values that occur in weight [...]."""
-    values, where, counts = weight.detach().bfloat16().float().flatten().unique(return_inverse=True, return_counts=True)
+    rough = weight.detach().bfloat16().float().flatten()
+    values, where, counts = rough.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
     return Distinct(values, where, counts.float())
 
 

@@ -4,7 +4,6 @@ import torch
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.recipe import Recipe
-from trimtab.core.registry import get
 from trimtab.core.taught import TaughtMethod
 from trimtab.testing.problems import brief, expect, settings
 from trimtab.testing.roundtrip import logits, ran, same_after_saving
@@ -16,7 +15,7 @@ def _made(method: type[TaughtMethod]) -> list[TaughtMethod]:
 
 def _recipe(made: TaughtMethod) -> Recipe:
     """The step alone, or after one that quantizes if it begins from what is quantized."""
-    return Recipe((get("rtn")(bits=2), made) if made.packed else (made,))
+    return Recipe.of(f"rtn(bits=2) -> {made}" if made.packed else str(made))
 
 
 def is_the_same_after_saving(method: type[TaughtMethod]) -> None:

@@ -53,7 +53,14 @@ class Ast(TaughtMethod):
                 note="both 2:4, equal steps and tokens",
                 model="asset:own-5m",
             ),
-            Claim("summed-inputs-help", "ast(block=16)", "<", "ast", note="a sixteenth more weights", model="asset:own-5m"),
+            Claim(
+                "summed-inputs-help",
+                "ast(block=16)",
+                "<",
+                "ast",
+                note="an eighth more numbers, where matrices are square",
+                model="asset:own-5m",
+            ),
         ),
     )
     needs: ClassVar = (Teacher,)
@@ -122,7 +129,7 @@ class MovingMask(Learner):
 
     @torch.no_grad()
     def shrink(self, decay: float) -> None:
-        self.weight -= decay * torch.where(self.keep, 0.0, self.weight)
+        self.weight.sub_(decay * torch.where(self.keep, 0.0, self.weight))
 
 
 class Adaptive(Pupil):

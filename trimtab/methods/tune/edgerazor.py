@@ -51,7 +51,7 @@ class EdgeRazor(TaughtMethod):
                 "<",
                 "gptq(bits=2, clip=True)",
                 published="1.88 bits 11.3 points above 2-bit one-shot methods, Qwen3-0.6B",
-                note="1.92 (1.85 where 5 divides the width) and 2.29 stored bits per weight; the left side is trained",
+                note="at most 2.0 and 2.28 stored bits per weight; the left side is trained",
                 model="asset:own-5m",
             ),
             Claim(

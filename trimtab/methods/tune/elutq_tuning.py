@@ -49,7 +49,8 @@ class ElutqTuning(TaughtMethod):
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:
         codes_stay = Pace(share=0.0, trust=0.0, reach=0.0, forget=1.0)
-        return Reader(quantized(anatomy, self.sites(anatomy), "elutq_tuning", codes_stay), gains(anatomy))
+        weights = {site: anatomy.weight(site) for site in self.sites(anatomy)}
+        return Reader(quantized(weights, "elutq_tuning", codes_stay), gains(anatomy))
 
     def trained(self, anatomy: "Anatomy") -> int:
         """Scales and offsets: two for every 16 weights are more than any format has."""

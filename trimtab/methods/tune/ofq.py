@@ -86,7 +86,8 @@ class StatsQ(Latent):
 
     def rounded(self, weight: Tensor) -> Tensor:
         codes, _, half = self._coded(weight)
-        return (2 * codes + 1 - 2**self.bits) * half
+        levels: int = 2**self.bits
+        return (2 * codes + 1 - levels) * half
 
     def stored(self, weight: Tensor) -> SignPlanes:
         codes, _, half = self._coded(weight)
@@ -95,7 +96,8 @@ class StatsQ(Latent):
 
     def undecided(self, border: float) -> Tensor:
         """[out, in] bool: so near to a boundary between codes that the next steps may carry the weight over it."""
-        return self._coded(self.weight.detach())[1] <= border
+        near: Tensor = self._coded(self.weight.detach())[1] <= border
+        return near
 
 
 class Annealed(Pupil):

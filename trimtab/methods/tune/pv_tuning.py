@@ -76,7 +76,8 @@ class PvTuning(TaughtMethod):
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:
         pace = Pace(self.share, self.trust, self.reach, self.forget)
-        return Mover(quantized(anatomy, self.sites(anatomy), "pv_tuning", pace), gains(anatomy), self.temperature)
+        weights = {site: anatomy.weight(site) for site in self.sites(anatomy)}
+        return Mover(quantized(weights, "pv_tuning", pace), gains(anatomy), self.temperature)
 
     def trained(self, anatomy: "Anatomy") -> int:
         return sum(site.shape[0] * site.shape[1] for site in self.sites(anatomy)) if self.share else len(gains(anatomy))
@@ -86,6 +87,7 @@ class Mover(Pupil):
     """Learns from the teacher, and lets codes move when the rest has."""
 
     changed: Tensor
+    taken: Tensor
 
     def __init__(self, learners: dict[Site, Moving], own: Sequence[str], temperature: float):
         super().__init__(learners, own)
