@@ -1,5 +1,7 @@
 """A step that trains the whole model: what stands for a matrix is the matrix, the right things learn, a kill changes nothing."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -127,6 +129,11 @@ def test_bad_input_is_named_before_anything_moves():
     pupil = Reader({next(s for s in Anatomy.of(mixtral).sites if s.index is not None): Free(torch.zeros(1, 1))})
     with pytest.raises(RecipeError, match="is no layer of its own"), learning(Anatomy.of(mixtral), pupil):
         pass
+
+
+def test_who_trains_is_not_loaded_before_something_is_taught():
+    said = "import sys, trimtab.host.compress, trimtab.cli.compress; print('transformers.trainer' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

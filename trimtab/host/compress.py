@@ -22,7 +22,7 @@ from trimtab.core.kinds import ChannelMethod, Method, Original, Storage
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
-from trimtab.core.taught import TaughtMethod
+from trimtab.core.taught import School, TaughtMethod
 from trimtab.data.windows import calibration_windows
 from trimtab.engine.depot import Depot
 from trimtab.engine.memory import parted_heap
@@ -44,7 +44,6 @@ from trimtab.host.peak import peak_memory
 from trimtab.host.preflight import Preflight, check_opening, preflight
 from trimtab.host.provenance import provenance
 from trimtab.host.publish import check_apart, check_target, ensure_space, recover
-from trimtab.host.school import school
 from trimtab.host.searching import Judges, folder_for, held_out_tokens, judging
 from trimtab.host.source import history
 from trimtab.host.store import Store
@@ -203,6 +202,7 @@ def _carried_out(
             model = load(keeping.folder, asked.device, "auto")[0]
     others = {name: load(folder, asked.device)[0] for name, folder in bases.items()}
     teacher = _teacher(asked, model) if needs_teacher(asked.recipe) else None
+    school = _school() if any(isinstance(step.method, TaughtMethod) for step in asked.recipe.steps) else None
     bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot, how, school, teacher)
     notes += [*bench.notes, *(equally_wide(model) if _uniform(asked.recipe) else [])]
     report = Report(
@@ -217,6 +217,13 @@ def _carried_out(
         made=provenance(),
     )
     return Compressed(model, tokenizer, report, expected), depot
+
+
+def _school() -> School:
+    """Looked for where something is taught only: the Trainer brings libraries that take more than a gigabyte of addresses."""
+    from trimtab.host.school import school
+
+    return school
 
 
 def _teacher(asked: _Asked, model: PreTrainedModel) -> PreTrainedModel:
