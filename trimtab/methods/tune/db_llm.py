@@ -101,14 +101,11 @@ def deviating(student: Tensor, teacher: Tensor, ambiguity: float, gamma: float) 
 def dual(groups: Tensor) -> Planes:
     """Levels -s, 0, s and 2 s, or their negatives, with the least squared error of those tried. groups [..., group]."""
     largest = groups.abs().amax(-1, keepdim=True)
-    best = least = None
+    best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
     for shrink in SHRINKS:
-        step = (shrink * largest / 2).clamp(max=LARGEST / 2).half().float()
-        for side in (1.0, -1.0):
-            planes = Planes(torch.cat([2 * side * step, -side * step], -1), torch.zeros_like(step))
-            error = (planes.values(planes.codes(groups)) - groups).square().sum(-1, keepdim=True)
-            if best is None or least is None:
-                best, least = planes.scale, error
-            best, least = torch.where(error < least, planes.scale, best), torch.minimum(error, least)
-    assert best is not None
-    return Planes(best, torch.zeros_like(largest))
+        size = (shrink * largest / 2).clamp(max=LARGEST / 2).half().float()
+        for step in (size, -size):
+            levels = (groups / torch.where(step != 0, step, 1.0)).round().clamp(-1, 2)
+            error = (levels * step - groups).square().sum(-1, keepdim=True)
+            best, least = torch.where(error < least, step, best), torch.minimum(error, least)
+    return Planes(torch.cat([2 * best, -best], -1), torch.zeros_like(largest))
