@@ -27,7 +27,7 @@ Recover, Distill = get("recover"), get("distill")
 
 
 def made(**knobs) -> Recipe:
-    return Recipe((Recover(**{"steps": 4, "batch": 2, "learning_rate": 1e-2, **knobs}),))
+    return Recipe((Recover(**{"steps": 4, "windows": 2, "learning_rate": 1e-2, **knobs}),))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
@@ -55,7 +55,7 @@ def test_the_loss_falls_and_what_was_learned_is_in_the_model():
 
 
 def test_zeros_stay_zero():
-    steps = "magnitude(sparsity=0.5) -> recover(steps=3, batch=2, learning_rate=0.01, rank={rank})"
+    steps = "magnitude(sparsity=0.5) -> recover(steps=3, windows=2, learning_rate=0.01, rank={rank})"
     for rank in (0, 4):
         model, _ = ran("llama", Recipe.of(steps.format(rank=rank)))
         before, _ = ran("llama", Recipe.of("magnitude(sparsity=0.5)"))
@@ -68,10 +68,10 @@ def test_zeros_stay_zero():
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     model = tiny("llama")
-    bench = run(model, Recipe((Distill(steps=2, batch=2),)), shown(model), school=school, teacher=tiny("llama"))
+    bench = run(model, Recipe((Distill(steps=2, windows=2),)), shown(model), school=school, teacher=tiny("llama"))
     assert abs(bench.receipts[0].notes["first_loss"]) < 1e-6
     other = tiny("llama", seed=3)
-    bench = run(other, Recipe((Distill(steps=20, batch=2, learning_rate=3e-3),)), shown(other), school=school, teacher=model)
+    bench = run(other, Recipe((Distill(steps=20, windows=2, learning_rate=3e-3),)), shown(other), school=school, teacher=model)
     assert bench.receipts[0].notes["last_loss"] < 0.7 * bench.receipts[0].notes["first_loss"]
 
 
@@ -98,7 +98,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path):
     model, text = tiny_folder(tmp_path / "model"), tmp_path / "text.txt"
     text.write_text("\n\n".join(f"paragraph {n} of a text that says very little, again and again" for n in range(60)))
     recipe = Recipe.of(
-        "magnitude(sparsity=0.3) -> distill(steps=10, batch=2, rank=2, learning_rate=0.01)", Calibration(str(text), 256, 32)
+        "magnitude(sparsity=0.3) -> distill(steps=10, windows=2, rank=2, learning_rate=0.01)", Calibration(str(text), 256, 32)
     )
     compress(model, recipe, tmp_path / "whole")
     taken = []
@@ -122,7 +122,7 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(tmp_path):
 def test_bad_input_is_named_before_anything_moves():
     model = tiny("llama")
     with pytest.raises(RecipeError, match="takes 9 windows a step, the calibration text makes 2; show at least 576 tokens"):
-        run(model, Recipe((Recover(batch=9),), calibration=Calibration(tokens=128, length=64)), shown(model), school=school)
+        run(model, Recipe((Recover(windows=9),), calibration=Calibration(tokens=128, length=64)), shown(model), school=school)
     with pytest.raises(UsageError, match=r"recover is trained; give run\(\) who trains"):
         run(model, made(), shown(model))
     mixtral = tiny("mixtral")

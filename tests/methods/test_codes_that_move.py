@@ -139,7 +139,7 @@ def test_what_steps_ask_for_adds_up():
 def test_the_loss_of_the_same_text_never_rises_within_the_trusted_length():
     model = tiny("llama")
     (ids, _) = shown(model)
-    knobs = "steps=6, batch=4, share=0.05, trust={}, reach=1.0, forget=1.0, learning_rate=1e-8"
+    knobs = "steps=6, windows=4, share=0.05, trust={}, reach=1.0, forget=1.0, learning_rate=1e-8"
     recipe = f"rtn(bits=2, clip=True) -> pv_tuning({knobs})"
     for trust, rises in ((0.02, False), (1.0, True)):
         losses = []
@@ -157,7 +157,7 @@ def test_the_loss_of_the_same_text_never_rises_within_the_trusted_length():
 
 @pytest.mark.parametrize("before", ["gptq(bits=2)", "hlq(bits=2)", "aqlm(books=1, code_bits=4, dim=4, rounds=1)"])
 def test_every_format_learns_from_the_teacher(before):
-    steps = " -> pv_tuning(steps=4, batch=4, reach=0.3, learning_rate=0.02)"
+    steps = " -> pv_tuning(steps=4, windows=4, reach=0.3, learning_rate=0.02)"
     model, bench = ran("llama", Recipe.of(before + steps))
     notes = bench.receipts[-1].notes
     assert notes["last_loss"] < 0.95 * notes["first_loss"]
@@ -169,7 +169,7 @@ def test_every_format_learns_from_the_teacher(before):
 
 def test_codes_stay_where_only_scales_are_tuned():
     start, _ = ran("llama", Recipe.of("hlq(bits=2)"))
-    model, bench = ran("llama", Recipe.of("hlq(bits=2) -> elutq_tuning(steps=5, batch=4, learning_rate=0.02)"))
+    model, bench = ran("llama", Recipe.of("hlq(bits=2) -> elutq_tuning(steps=5, windows=4, learning_rate=0.02)"))
     assert bench.receipts[-1].notes["last_loss"] < bench.receipts[-1].notes["first_loss"]
     now, then = Anatomy.of(model), Anatomy.of(start)
     for site in now.block_sites(1):
@@ -181,7 +181,7 @@ def test_codes_stay_where_only_scales_are_tuned():
 def test_a_stopped_training_goes_on_to_the_same_codes(tmp_path):
     model, text = tiny_folder(tmp_path / "model"), tmp_path / "text.txt"
     text.write_text("\n\n".join(f"paragraph {n} of a text that says very little, again and again" for n in range(60)))
-    knobs = "steps=6, batch=2, reach=0.3, learning_rate=0.01"
+    knobs = "steps=6, windows=2, reach=0.3, learning_rate=0.01"
     recipe = Recipe.of(f"rtn(bits=2) -> pv_tuning({knobs})", Calibration(str(text), 128, 32))
     compress(model, recipe, tmp_path / "whole")
 
@@ -198,7 +198,7 @@ def test_a_stopped_training_goes_on_to_the_same_codes(tmp_path):
 
 def test_without_quantized_matrices_there_is_nothing_to_move():
     with pytest.raises(RecipeError, match=r"there is none; put a step before it: gptq\(bits=2\) -> pv_tuning"):
-        ran("llama", Recipe.of("pv_tuning(steps=1, batch=2)"))
+        ran("llama", Recipe.of("pv_tuning(steps=1, windows=2)"))
 
 
 def test_directions_lengths_and_numbers():

@@ -54,7 +54,7 @@ def test_what_the_loss_depends_on_is_chosen() -> None:
 
 
 def test_adapters_and_gates_never_read_the_same_rows() -> None:
-    hook, training = begun(Diffora(rank=2, search=0.1))
+    hook, training = begun(Diffora(rank=2, searched=0.1))
     hook.begin(training)
     assert training.read[::2] == list(range(20))
     assert training.read[1::2] == list(range(20, 40))

@@ -219,11 +219,11 @@ def test_a_mask_moves_and_pruned_weights_shrink():
 @pytest.mark.parametrize(
     "step",
     [
-        "edgerazor(part=0.5, steps=3, batch=4, learning_rate=0.003)",
-        "db_llm(steps=3, batch=4, learning_rate=0.003, scale_rate=0.01)",
-        "ofq(steps=3, batch=4, learning_rate=0.003)",
-        "edkm(bits=2, steps=3, batch=4, learning_rate=0.003)",
-        "ast(steps=4, batch=4, every=2, block=16, learning_rate=0.003)",
+        "edgerazor(part=0.5, steps=3, windows=4, learning_rate=0.003)",
+        "db_llm(steps=3, windows=4, learning_rate=0.003, scale_rate=0.01)",
+        "ofq(steps=3, windows=4, learning_rate=0.003)",
+        "edkm(bits=2, steps=3, windows=4, learning_rate=0.003)",
+        "ast(steps=4, windows=4, every=2, block=16, learning_rate=0.003)",
     ],
 )
 def test_the_loss_falls(step):
@@ -236,7 +236,7 @@ def test_the_loss_falls(step):
 
 def test_a_diverging_loss_stops_before_anything_is_learned_from_it():
     with pytest.raises(TrimtabError, match=r"the loss of step \d is not finite; .* with a lower learning rate"):
-        ran("llama", Recipe.of("edgerazor(steps=8, batch=2, learning_rate=1e30)"))
+        ran("llama", Recipe.of("edgerazor(steps=8, windows=2, learning_rate=1e30)"))
 
 
 def test_activations_that_are_no_numbers_are_not_learned_from():
@@ -244,13 +244,13 @@ def test_activations_that_are_no_numbers_are_not_learned_from():
     with torch.no_grad():
         teacher.get_output_embeddings().weight.fill_(3e38)
     with pytest.raises(TrimtabError, match=r"the loss of step 1 is not finite; begin again"):
-        run(model, Recipe((get("db_llm")(steps=1, batch=2),)), shown(model), school=school, teacher=teacher)
+        run(model, Recipe((get("db_llm")(steps=1, windows=2),)), shown(model), school=school, teacher=teacher)
 
 
 def test_another_vocabulary_is_no_teacher():
     model, other = tiny("llama"), tiny("llama", vocab_size=101)
     with pytest.raises(UsageError, match=r"predicts 97 tokens and its teacher 101"):
-        run(model, Recipe((get("db_llm")(steps=1, batch=2),)), shown(model), school=school, teacher=other)
+        run(model, Recipe((get("db_llm")(steps=1, windows=2),)), shown(model), school=school, teacher=other)
 
 
 def test_planes_are_learned_block_by_block():

@@ -79,7 +79,7 @@ class Pupil(nn.Module, Hook, ABC):
 
 
 class TaughtMethod(Method):
-    """Trains the whole model for `steps` steps of `batch` windows with AdamW, the rate rising to `learning_rate` and falling.
+    """Trains the whole model for `steps` steps of `windows` windows with AdamW, the rate rising to `learning_rate` and falling.
 
     `needs` may hold `Teacher`, and statistics of sites and of blocks, taken from the whole model before.
     preserves: shapes, and the formats that matrices are stored in, are as before. packed: works on matrices in any format.
@@ -88,7 +88,7 @@ class TaughtMethod(Method):
     preserves: ClassVar[bool] = False
     packed: ClassVar[bool] = False
     steps: int
-    batch: int
+    windows: int
     learning_rate: float
 
     @abstractmethod

@@ -103,10 +103,10 @@ def _untrained(recipe: Recipe) -> None:
 def _enough_text(method: TaughtMethod, recipe: Recipe) -> None:
     given = recipe.calibration
     windows = -(-given.tokens // given.length)
-    if windows < method.batch:
+    if windows < method.windows:
         raise RecipeError(
-            f"{method.card.id} takes {method.batch} windows a step, the calibration text makes {windows}; "
-            f"show at least {method.batch * given.length} tokens (--tokens), or use a smaller batch"
+            f"{method.card.id} takes {method.windows} windows a step, the calibration text makes {windows}; "
+            f"show at least {method.windows * given.length} tokens (--tokens), or use fewer (windows)"
         )
 
 

@@ -47,7 +47,7 @@ from trimtab.methods.channels.magnitude_sp import MagnitudeSP as MagnitudeSP
 from trimtab.methods.channels.wanda_sp import WandaSP as WandaSP
 from trimtab.methods.factorize.asvd import Asvd as Asvd
 from trimtab.methods.factorize.basis_sharing import BasisSharing as BasisSharing
-from trimtab.methods.factorize.butterfly import ButterflySum as ButterflySum
+from trimtab.methods.factorize.butterfly import Butterfly as Butterfly
 from trimtab.methods.factorize.compactifai import CompactifAI as CompactifAI
 from trimtab.methods.factorize.eora import Eora as Eora
 from trimtab.methods.factorize.lord import Lord as Lord

@@ -22,7 +22,7 @@ from trimtab.core.taught import TaughtMethod
 from trimtab.testing.problems import expect
 
 READ_BY_ENGINE = {ChannelMethod: ("sparsity", "of", "units", "uniform", "windows"), BlockMethod: ("epochs",)} | {
-    TaughtMethod: ("steps", "batch", "learning_rate")
+    TaughtMethod: ("steps", "windows", "learning_rate")
 }
 
 

@@ -130,7 +130,7 @@ def settings(method_class: type[Any]) -> Iterator[Any]:
 def brief(method: Any) -> Any:
     """The method with a search or a training that takes no time, if it searches or is taught."""
     short = {"generations": 3, "offspring": 4, "starts": 4} | (
-        {"steps": 3, "batch": 2} if isinstance(method, TaughtMethod) else {}
+        {"steps": 3, "windows": 2} if isinstance(method, TaughtMethod) else {}
     )
     return replace(method, **{name: value for name, value in short.items() if name in method.knobs()})
 

@@ -1,6 +1,6 @@
 """DiffoRA: a search finds the matrices that need a LoRA of their own; the others of a kind share one over all blocks.
 
-Before training, for `search` of its steps, every matrix has an adapter whose answer is multiplied by a gate, softmax over the
+Before training, for `searched` of its steps, every matrix has an adapter whose answer is multiplied by a gate, softmax over the
 block times the number of its matrices. Adapters and gates are moved in turn, by the rows of different steps. Then the `keep`
 matrices of every block whose gates are open widest get an adapter of their own, matrices of one kind among the rest share one
 pair, and all begin anew. With `keep` a half, that is about as many parameters as LoRA of half the rank.
@@ -50,7 +50,7 @@ class Diffora(RankedMethod):
 
     alpha: float = number("the product is multiplied by alpha / rank", 32.0, low=0.001)
     keep: float = rate("fraction of a block's matrices with an adapter of their own", 0.5, low=0.01)
-    search: float = rate("steps of the search, as a fraction of the training's", 0.15)
+    searched: float = rate("steps of the search, as a fraction of the training's", 0.15)
     pace: float = number("learning rate of the gates", 0.01, low=0.0001)
     choose: str = choice("which gates win", "widest", ("widest", "narrowest", "any"))
 
@@ -90,7 +90,7 @@ class Selection(Hook):
         fresh, scale = [weight.detach().clone() for weight in weights], self.how.alpha / self.how.rank
         gates = nn.Parameter(torch.zeros(len(self.deltas), device=weights[0].device))
         adapters, opening = Adam(weights, lr=training.learning_rate), Adam([gates], lr=self.how.pace, betas=BETAS)
-        steps = max(1, round(self.how.search * training.steps))
+        steps = max(1, round(self.how.searched * training.steps))
         for step in range(steps):
             opened = self.opened(gates)
             answers = [(scale * one.detach()).requires_grad_() for one in opened]

@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from trimtab import formats
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearMethod, LinearWeight, Seen
 from trimtab.core.knobs import rate
 from trimtab.core.places import Site
-from trimtab.formats import Butterfly, Dense, Sum
+from trimtab.formats import Dense, Sum
 from trimtab.formats.butterfly import LARGEST, butterfly_spec
 from trimtab.formats.registry import MOST_PARTS
 from trimtab.tensors.butterfly import fitted, numbers
 
 
 @dataclass(frozen=True)
-class ButterflySum(LinearMethod):
+class Butterfly(LinearMethod):
     card: ClassVar = Card(
         id="butterfly",
         title="Learning Fast Algorithms for Linear Transforms Using Butterfly Factorizations",
@@ -53,7 +54,7 @@ class ButterflySum(LinearMethod):
         assert isinstance(weight, Dense), "all that `takes` allows"
         rest, parts = weight.dense(), []
         for _ in range(self._terms(site)):
-            parts.append(Butterfly.of(fitted(rest).to(weight.weight.dtype), site.shape))
+            parts.append(formats.Butterfly.of(fitted(rest).to(weight.weight.dtype), site.shape))
             rest = rest - parts[-1].dense()
         if not parts:
             seen.note("kept", "dense: one term would hold as many parameters")

@@ -73,7 +73,7 @@ class Ast(TaughtMethod):
     weight: float = rate("of the teacher's answers in the loss; the rest is for the text's next token", 0.67)
     temperature: float = number("of both models' answers", 2.0, low=0.01)
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one", 2e-4, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:

@@ -66,7 +66,7 @@ class DbLlm(TaughtMethod):
     ambiguity: float = number("what the ambiguity of a token is multiplied by; 0 = all tokens count alike", 1.0, low=0.0)
     gamma: float = number("power of the ambiguity", 0.1, low=0.0)
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one of weights and gains", 1e-4, low=1e-8)
     scale_rate: float = number("the highest one of scales, in units of their size", 1e-3, low=0.0)
 

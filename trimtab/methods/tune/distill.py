@@ -42,7 +42,7 @@ class Distill(TaughtMethod):
     temperature: float = number("of both models' answers", 1.0, low=0.01)
     zeros: bool = flag("entries that are zero stay zero", True)
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one", 5e-5, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:

@@ -73,7 +73,7 @@ class EdgeRazor(TaughtMethod):
     features: float = number("weight of the teacher's hidden states in the loss", 0.1, low=0.0)
     layers: int = count("blocks whose hidden states count, chosen window by window", 3)
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one", 5e-4, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:

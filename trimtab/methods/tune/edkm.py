@@ -57,7 +57,7 @@ class Edkm(TaughtMethod):
     temperature: float = number("of the shares, in units of the weights' mean square; small = hard", 0.001, low=1e-7)
     rounds: int = count("of the clustering, in every step", 2, 1, 20)
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one", 5e-5, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:

@@ -44,7 +44,7 @@ class ElutqTuning(TaughtMethod):
     packed: ClassVar = True
 
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one of scales, in units of their size, and of gains", 1e-3, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:

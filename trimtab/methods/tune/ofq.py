@@ -59,7 +59,7 @@ class Ofq(TaughtMethod):
     anneal: float = rate("of the steps, the last ones, in which only undecided weights learn", 0.25)
     border: float = number("how far from a boundary a weight counts as undecided, in units of a level's width", 0.005, 0.0, 0.5)
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one", 2e-4, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:

@@ -71,7 +71,7 @@ class PvTuning(TaughtMethod):
     forget: float = rate("of what earlier steps asked for is dropped in each; 1 = only the last step counts", 0.0)
     temperature: float = number("of both models' answers", 1.0, low=0.01)
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one of scales, in units of their size, and of gains", 3e-4, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:

@@ -34,7 +34,7 @@ class Recover(TaughtMethod):
     alpha: float = number("the update is multiplied by alpha / rank", 16.0, low=0.001)
     zeros: bool = flag("entries that are zero stay zero", True)
     steps: int = count("steps of training", 100)
-    batch: int = count("windows in a step", 4)
+    windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one", 2e-4, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:
