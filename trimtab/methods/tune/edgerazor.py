@@ -1,7 +1,7 @@
 """EdgeRazor: ternary and 4-bit matrices in one model, trained to say, and to carry, what the untouched model does.
 
     ternary:  s = 2 mean|w| of a group, w^ = s clamp(round(w / s), -1, 1)          4 bits:  s = max|w| / 7, codes -7 to 7
-    loss = text CE + teacher KL + features MSE
+    loss = words CE + teacher KL + features MSE
     KL = g KL(student || teacher) + (1 - g) KL(teacher || student),  g = clip(1 - mean H(teacher) / ln 16, 0, 1):
          the student of a confident teacher looks for its peak, that of an uncertain one covers what it thinks possible
     MSE: of the hidden states behind the blocks at which the teacher's turn most, as many as `layers` says.
@@ -58,7 +58,7 @@ class EdgeRazor(TaughtMethod):
                 "both-divergences-beat-next-token-alone",
                 "edgerazor",
                 "<",
-                "edgerazor(text=1.0, teacher=0.0, features=0.0)",
+                "edgerazor(words=1.0, teacher=0.0, features=0.0)",
                 note="equal bits, steps and tokens",
                 model="asset:own-5m",
             ),
@@ -68,7 +68,7 @@ class EdgeRazor(TaughtMethod):
 
     part: float = rate("of the matrices have 4 bits, evenly spread; the others are ternary", 0.0)
     group_size: int = count("inputs that share a scale; 0 = the whole row", 64, 0)
-    text: float = number("weight of the text's next token in the loss", 0.1, low=0.0)
+    words: float = number("weight of the text's next token in the loss", 0.1, low=0.0)
     teacher: float = number("weight of the teacher's answers in the loss", 2.0, low=0.0)
     features: float = number("weight of the teacher's hidden states in the loss", 0.1, low=0.0)
     layers: int = count("blocks whose hidden states count, chosen window by window", 3)
@@ -85,7 +85,7 @@ class EdgeRazor(TaughtMethod):
         for site in sites:
             weight, group_size = anatomy.weight(site).dense(), self.group_size or site.shape[1]
             learners[site] = Fours(weight, group_size) if site in fine else Ternary(weight, group_size)
-        return Razor(learners, gains(anatomy), (self.text, self.teacher, self.features), self.layers)
+        return Razor(learners, gains(anatomy), (self.words, self.teacher, self.features), self.layers)
 
 
 class Razor(Pupil):
