@@ -113,6 +113,7 @@ from trimtab.methods.tune.distill import Distill as Distill
 from trimtab.methods.tune.edgerazor import EdgeRazor as EdgeRazor
 from trimtab.methods.tune.edkm import Edkm as Edkm
 from trimtab.methods.tune.elutq_tuning import ElutqTuning as ElutqTuning
+from trimtab.methods.tune.loraprune import LoRAPrune as LoRAPrune
 from trimtab.methods.tune.ofq import Ofq as Ofq
 from trimtab.methods.tune.pv_tuning import PvTuning as PvTuning
 from trimtab.methods.tune.recover import Recover as Recover

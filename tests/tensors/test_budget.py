@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.engine.budget import keep_in_pools, keep_within
+from trimtab.tensors.budget import keep_in_pools, keep_within
 
 
 @settings(max_examples=60, deadline=None)

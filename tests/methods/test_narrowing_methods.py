@@ -1,0 +1,190 @@
+"""Channels that close while the model learns: what is closed is as good as gone, the budget is met, a kill is no loss."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trimtab.anatomy import Anatomy
+from trimtab.core import registry
+from trimtab.core.errors import CalibrationError, RecipeError, TrimtabError, UsageError
+from trimtab.core.narrowing import NarrowingMethod, Separable
+from trimtab.core.places import Role, Unit
+from trimtab.core.recipe import Calibration, Recipe
+from trimtab.engine.apply import apply
+from trimtab.engine.narrowing import narrows
+from trimtab.engine.run import run
+from trimtab.engine.sweep import Stream
+from trimtab.engine.teaching import learning
+from trimtab.formats.gates import Narrower, alike, scaled
+from trimtab.formats.taught import Updated
+from trimtab.host.compress import compress
+from trimtab.host.school import school
+from trimtab.methods.tune.loraprune import surrogate
+from trimtab.tensors.schedules import between, cubic
+from trimtab.testing.folders import tiny_folder
+from trimtab.testing.problems import brief
+from trimtab.testing.roundtrip import logits, ran, shown
+from trimtab.testing.tiny import tiny
+
+METHODS = [registry.get(id) for id in registry.ids() if issubclass(registry.get(id), NarrowingMethod)]
+EVERY = pytest.mark.parametrize("method", METHODS, ids=[m.card.id for m in METHODS])
+LoRAPrune = registry.get("loraprune")
+
+
+@dataclass
+class _Seen:
+    found: Separable
+    generator: torch.Generator
+
+    def __getitem__(self, need: type) -> Separable:
+        assert need is Separable
+        return self.found
+
+
+def begun(method: NarrowingMethod, model: torch.nn.Module) -> tuple[Anatomy, Narrower]:
+    anatomy = Anatomy.of(model)
+    stream = Stream(anatomy, [shown(model)[0][:1, :16]])
+    couplings = tuple(c for c in anatomy.couplings() if narrows(stream, c))
+    found = Separable(couplings, sum(p.numel() for p in model.parameters()))
+    pupil = method.begin(anatomy, _Seen(found, torch.Generator().manual_seed(0)))
+    assert isinstance(pupil, Narrower)
+    return anatomy, pupil
+
+
+@EVERY
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_what_is_closed_is_as_good_as_gone(method, family):
+    model = tiny(family)
+    anatomy, pupil = begun(method(sparsity=0.4), model)
+    settled(pupil)
+    scores = [torch.rand(gate.coupling.units, generator=torch.Generator().manual_seed(1)) for gate in pupil.gates]
+    pupil.close(scores, scaled(alike(pupil.gates), pupil.budget), pupil.budget)
+    closed = {gate.coupling.unit for gate in pupil.gates if not bool(gate.keep.all())}
+    assert closed == {gate.coupling.unit for gate in pupil.gates}
+    assert (Unit.KV_GROUP in closed) == (family == "llama")  # the others' attention cuts its heads by a stored count
+    with learning(anatomy, pupil), torch.no_grad():
+        for gate in pupil.gates:  # what is silent may be anything
+            for member in gate.coupling.members:
+                if member.axis == "rows" and isinstance(pupil.inner[member.site], Updated):
+                    pupil.inner[member.site].left[member.indices[~gate.keep].flatten()] += 1
+        before = logits(model)
+    apply(anatomy, pupil.edits())
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in tiny(family).parameters())
+    torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
+
+
+def settled(pupil: Narrower) -> None:
+    """What is still sampled while the search lasts is as it will be afterwards."""
+    if hasattr(pupil, "settled"):
+        pupil.settled.fill_(True)
+
+
+@EVERY
+@pytest.mark.parametrize("knobs", [{"of": "model", "sparsity": 0.25}, {"sparsity": 0.5, "units": "neuron"}])
+def test_as_much_goes_as_was_asked_for(method, knobs):
+    before = sum(p.numel() for p in tiny("llama").parameters())
+    model, bench = ran("llama", Recipe((replace(brief(method()), **knobs),)))
+    gone = before - sum(p.numel() for p in model.parameters())
+    couplings = Anatomy.of(tiny("llama")).couplings()
+    if "of" in knobs:
+        asked = 0.25 * before
+    else:
+        asked = 0.5 * sum(c.cost * c.units for c in couplings if c.unit is Unit.NEURON)
+        assert {s.shape for s in Anatomy.of(model).sites if s.role is Role.O} == {(64, 64)}
+    neurons = [c for c in couplings if c.unit is Unit.NEURON]
+    assert abs(gone - asked) <= max(0.005 * asked, sum(c.cost for c in neurons) / 2)  # of so few, half a unit each is more
+    assert bench.receipts[0].notes["weights_gone"] == gone
+
+
+@EVERY
+def test_a_stopped_training_goes_on_to_the_same_bytes(method, tmp_path):
+    model, text = tiny_folder(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"paragraph {n} of a text that says very little, again and again" for n in range(60)))
+    made = replace(brief(method(sparsity=0.4, learning_rate=0.01)), steps=8)
+    recipe = Recipe((replace(made, every=2) if "every" in made.knobs() else made,), calibration=Calibration(str(text), 256, 32))
+    compress(model, recipe, tmp_path / "whole")
+
+    def watch(now):
+        if now.phase == "train" and now.done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, recipe, tmp_path / "out", watch=watch)
+    taken = []
+    compress(model, recipe, tmp_path / "out", watch=lambda now: taken.append(now.done) if now.phase == "train" else None)
+    assert min(taken) >= 5
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@EVERY
+def test_bad_input_is_named(method):
+    model = tiny("llama")
+    with pytest.raises(UsageError, match=r"is more than the \d+ that can go"):
+        run(model, Recipe((brief(method(sparsity=0.9, of="model")),)), shown(model), school=school)
+    mixtral = tiny("mixtral")
+    with pytest.raises(TrimtabError, match=f"{method.card.id}: this model has no separable neuron units; seen: .* experts share"):
+        run(mixtral, Recipe((brief(method(units="neuron")),)), shown(mixtral), school=school)
+    few = Recipe((method(windows=9),), calibration=Calibration(tokens=128, length=64))
+    with pytest.raises(RecipeError, match="takes 9 windows a step, the calibration text makes 2"):
+        run(model, few, shown(model), school=school)
+    with pytest.raises(CalibrationError):
+        run(model, Recipe((brief(method()),)), [], school=school)
+
+
+@EVERY
+def test_the_last_unit_stays_and_is_named(method):
+    _, bench = ran("llama", Recipe((replace(brief(method()), units="kv_group", sparsity=0.375),)))
+    notes = bench.receipts[0].notes
+    assert notes["last_unit_kept"]
+    assert notes["weights_gone"] == notes["weights_asked"]
+
+
+def test_what_is_left_alone_stays_whole():
+    model, _ = ran("llama", Recipe((brief(LoRAPrune(first=0.25, last=1)),)))
+    widths = [s.shape[0] for s in Anatomy.of(model).sites if s.role is Role.UP]
+    assert (widths[0], widths[3]) == (128, 128)
+    assert max(widths[1:3]) < 128
+
+
+def test_the_surrogate_is_what_a_step_takes_off_the_product():
+    learner = Updated(torch.randn(6, 8), 2, 1.0, torch.Generator())
+    with torch.no_grad():
+        learner.left.normal_()
+    before = (learner.left @ learner.right).detach()
+    learner.matrix().square().sum().backward()
+    lost = surrogate(learner).detach()
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter -= parameter.grad
+    torch.testing.assert_close(before - (learner.left @ learner.right).detach(), lost, rtol=1e-4, atol=1e-3)
+
+
+def test_what_a_unit_is_worth_is_remembered_and_normalised():
+    model = tiny("llama")
+    anatomy, pupil = begun(LoRAPrune(criterion="magnitude", memory=0.5), model)
+    pupil.before_update(0, None)
+    coupling, weight = pupil.gates[0].coupling, anatomy.weight
+    expected = torch.zeros(coupling.units, dtype=torch.float64)
+    for member in coupling.members:
+        sums = member.of_units(weight(member.site).dense().double().abs()).sum(1)
+        expected += sums / sums.norm()
+    torch.testing.assert_close(pupil.worth[: coupling.units], expected / 2)
+
+
+def test_gradients_take_less_than_half_of_the_full_ones():
+    model = tiny("llama")
+    anatomy, pupil = begun(LoRAPrune(rank=4), model)
+    with learning(anatomy, pupil), torch.enable_grad():
+        model(shown(model)[0]).logits.square().mean().backward()
+        held = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    assert 0 < held < 0.5 * sum(4 * s.shape[0] * s.shape[1] for s in pupil.sites)
+
+
+def test_schedules_begin_at_zero_and_end_at_one():
+    assert [between(done, 0.1, 0.9) for done in (0, 0.1, 0.5, 0.9, 1)] == [0, 0, 0.5, 1, 1]
+    assert [between(done, 0.5, 0.5) for done in (0.4, 0.5)] == [0, 1]
+    assert [cubic(done) for done in (0, 0.5, 1)] == [0, 0.875, 1]
