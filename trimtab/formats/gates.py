@@ -96,7 +96,7 @@ class Narrower(Reader):
         allow. asked: gates that compete, by number, and the weights that each such pool loses. What is closed goes first."""
         ranked = [score.masked_fill(~gate.keep, -torch.inf) for score, gate in zip(scores, self.gates, strict=True)]
         costs = [gate.coupling.cost for gate in self.gates]
-        for gate, keep in zip(self.gates, keep_in_pools(ranked, costs, asked, budget), strict=True):
+        for gate, keep in zip(self.gates, keep_in_pools(ranked, costs, asked, budget, carried=True), strict=True):
             gate.keep.copy_(keep)
 
     def edits(self) -> Edits:

@@ -107,12 +107,15 @@ from trimtab.methods.scratch.relora import ReLoRA as ReLoRA
 from trimtab.methods.scratch.sltrain import SLTrain as SLTrain
 from trimtab.methods.scratch.sst import Sst as Sst
 from trimtab.methods.scratch.structured_ffn import StructuredFFN as StructuredFFN
+from trimtab.methods.tune.adapt_pruner_tuned import AdaptPrunerTuned as AdaptPrunerTuned
 from trimtab.methods.tune.ast import Ast as Ast
+from trimtab.methods.tune.compresso import Compresso as Compresso
 from trimtab.methods.tune.db_llm import DbLlm as DbLlm
 from trimtab.methods.tune.distill import Distill as Distill
 from trimtab.methods.tune.edgerazor import EdgeRazor as EdgeRazor
 from trimtab.methods.tune.edkm import Edkm as Edkm
 from trimtab.methods.tune.elutq_tuning import ElutqTuning as ElutqTuning
+from trimtab.methods.tune.foldgpt_gates import FoldGPTGates as FoldGPTGates
 from trimtab.methods.tune.loraprune import LoRAPrune as LoRAPrune
 from trimtab.methods.tune.ofq import Ofq as Ofq
 from trimtab.methods.tune.pv_tuning import PvTuning as PvTuning
