@@ -20,7 +20,7 @@ from trimtab.anatomy.sites import is_linear
 from trimtab.core.errors import CalibrationError, RecipeError, UsageError
 from trimtab.core.kinds import Learner
 from trimtab.core.narrowing import NarrowingMethod, Separable
-from trimtab.core.places import Site
+from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.report import Receipt
 from trimtab.core.taught import Pupil, Said, TaughtMethod, Teacher, Term, leaves
@@ -186,7 +186,7 @@ def learning(anatomy: Anatomy, pupil: Pupil) -> Iterator[None]:
 
 
 def _check_layer(anatomy: Anatomy, site: Site) -> None:
-    if site.index is not None or not is_linear(anatomy.module(site)):
+    if site.index is not None or not (is_linear(anatomy.module(site)) or site.role is Role.EMBED):
         raise RecipeError(f"{site.name} is no layer of its own, so nothing can stand for it while the model is trained")
 
 

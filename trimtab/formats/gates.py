@@ -5,15 +5,20 @@ gate per coupling, in front of the matrix that reads it, makes the model that wi
 worth nothing is cut out once, at the end. Gates are buffers or parameters of the pupil, which survive a kill.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from trimtab.core.edits import Edits, Narrow
 from trimtab.core.kinds import Learner
+from trimtab.core.narrowing import NarrowingMethod
 from trimtab.core.places import Coupling, Site
+from trimtab.core.seeds import Seeds
+from trimtab.core.trained import Training
 from trimtab.formats.dense import Dense
 from trimtab.formats.taught import Reader
 from trimtab.tensors.budget import Pools, keep_in_pools
@@ -46,6 +51,22 @@ class Gate(nn.Module):
     def gone(self) -> int:
         """Weights that vanish."""
         return self.coupling.cost * int((~self.keep).sum())
+
+
+class DrawnGate(Gate):
+    """A gate that is a matter of chance until it is settled. drawn: [units] uniform in (0, 1), anew for every step."""
+
+    drawn: Tensor
+    settled: Tensor
+
+    def __init__(self, coupling: Coupling, device: torch.device):
+        super().__init__(coupling, device)
+        self.register_buffer("drawn", torch.full((coupling.units,), 0.5, device=device))
+        self.register_buffer("settled", torch.zeros((), dtype=torch.bool, device=device))
+
+    def draw(self, generator: torch.Generator) -> None:
+        few = torch.finfo(torch.float32).eps
+        self.drawn.copy_(torch.rand(self.drawn.shape, generator=generator).clamp(few, 1 - few))
 
 
 class Gated(Learner):
@@ -107,6 +128,51 @@ class Narrower(Reader):
         last = [gate.coupling.name for gate in self.gates if int(gate.keep.sum()) == 1]
         gone = sum(gate.gone for gate in self.gates)
         return {"weights_asked": round(self.budget), "weights_gone": gone, **({"last_unit_kept": last} if last else {})}
+
+
+class Searcher(Narrower, ABC):
+    """Learns gates for a part of the steps, `search`, and then chooses; what is chosen stands for the rest of them."""
+
+    def __init__(
+        self,
+        inner: Mapping[Site, Learner],
+        gates: Sequence[DrawnGate],
+        budget: float,
+        method: NarrowingMethod,
+        search: float,
+    ):
+        super().__init__(inner, gates, budget)
+        self.drawn, self.steps, self.search, self.step = list(gates), method.steps, search, 0
+        self.seeds = Seeds()
+        self.whole = sum(gate.coupling.cost * gate.coupling.units for gate in gates)
+
+    @abstractmethod
+    def choose(self) -> None:
+        """Closes who goes."""
+
+    @property
+    def is_settled(self) -> bool:
+        return bool(self.drawn[0].settled)
+
+    def begin(self, training: Training) -> None:
+        self.seeds = training.seeds
+
+    def before_step(self, step: int, optimizer: Optimizer) -> None:
+        self.step = step
+        if not self.is_settled and step >= self.search * self.steps:
+            self.settle()
+        if not self.is_settled:
+            for number, gate in enumerate(self.drawn):
+                gate.draw(self.seeds.at("gates", step, number))
+
+    def after_update(self, step: int, optimizer: Optimizer) -> None:
+        if step + 1 == self.steps and not self.is_settled:
+            self.settle()
+
+    def settle(self) -> None:
+        self.choose()
+        for gate in self.drawn:
+            gate.settled.fill_(True)
 
 
 def alike(gates: Sequence[Gate]) -> Pools:

@@ -109,6 +109,7 @@ from trimtab.methods.scratch.sst import Sst as Sst
 from trimtab.methods.scratch.structured_ffn import StructuredFFN as StructuredFFN
 from trimtab.methods.tune.adapt_pruner_tuned import AdaptPrunerTuned as AdaptPrunerTuned
 from trimtab.methods.tune.ast import Ast as Ast
+from trimtab.methods.tune.atp import Atp as Atp
 from trimtab.methods.tune.compresso import Compresso as Compresso
 from trimtab.methods.tune.db_llm import DbLlm as DbLlm
 from trimtab.methods.tune.distill import Distill as Distill
@@ -118,5 +119,6 @@ from trimtab.methods.tune.elutq_tuning import ElutqTuning as ElutqTuning
 from trimtab.methods.tune.foldgpt_gates import FoldGPTGates as FoldGPTGates
 from trimtab.methods.tune.loraprune import LoRAPrune as LoRAPrune
 from trimtab.methods.tune.ofq import Ofq as Ofq
+from trimtab.methods.tune.pat import Pat as Pat
 from trimtab.methods.tune.pv_tuning import PvTuning as PvTuning
 from trimtab.methods.tune.recover import Recover as Recover

@@ -7,6 +7,7 @@ from torch import Tensor
 
 TEMPERATURE = 2 / 3
 LOW, HIGH = -0.1, 1.1  # a sigmoid is stretched to this and cut to [0, 1], so that both ends have a share of their own
+OFFSET, COLD = 3.0, 0.4
 SETTLING = 0.8  # of a logit over the temperature, where nothing is drawn any more
 
 
@@ -26,6 +27,14 @@ def without_noise(logits: Tensor) -> Tensor:
 def likely_open(logits: Tensor) -> Tensor:
     """P(gate > 0) of a hard concrete gate."""
     return torch.sigmoid(logits - TEMPERATURE * math.log(-LOW / HIGH))
+
+
+def gumbel_sigmoid(logits: Tensor, uniform: Tensor) -> Tensor:
+    """sigmoid((a - log(-log u) + OFFSET) / COLD), elementwise. uniform: u in (0, 1).
+
+    Gao et al., 2024 (arXiv:2410.11988); the offset opens nearly all gates in the beginning, where logits are near zero.
+    """
+    return torch.sigmoid((logits - torch.log(-torch.log(uniform)) + OFFSET) / COLD)
 
 
 def _stretched(x: Tensor) -> Tensor:

@@ -26,8 +26,7 @@ from trimtab.core.knobs import choice, count, number, rate
 from trimtab.core.narrowing import NarrowingMethod, Separable
 from trimtab.core.places import Coupling, Role, Site, Unit
 from trimtab.core.taught import Pupil
-from trimtab.core.trained import Training
-from trimtab.formats.gates import Fixed, Gate, Narrower
+from trimtab.formats.gates import DrawnGate, Fixed, Searcher
 from trimtab.formats.taught import Updated
 from trimtab.tensors.gates import hard_concrete, likely_open, reversed_, without_noise
 from trimtab.tensors.schedules import between
@@ -82,7 +81,7 @@ class Compresso(NarrowingMethod):
             elif site in consumers:
                 learners[site] = Fixed(weight)
         gates = [Concrete(c, anatomy.weight(c.consumer.site).dense().device, self.gate_rate, seen) for c in found.couplings]
-        return Searcher(learners, gates, self.budget(found, found.couplings), self)
+        return Balanced(learners, gates, self.budget(found, found.couplings), self)
 
     def _updates(self, site: Site) -> bool:
         return self.update == "all" or site.role in FEW
@@ -91,11 +90,8 @@ class Compresso(NarrowingMethod):
         return sum(min(self.rank, *s.shape) * sum(s.shape) for s in self.sites(anatomy) if self._updates(s))
 
 
-class Concrete(Gate):
-    """A hard concrete gate. logits: a, [units]; drawn: u, [units]; settled: nothing is drawn any more, and `keep` counts."""
-
-    drawn: Tensor
-    settled: Tensor
+class Concrete(DrawnGate):
+    """A hard concrete gate. logits: a, [units]."""
 
     def __init__(self, coupling: Coupling, device: torch.device, learning_rate: float, seen: Seen):
         super().__init__(coupling, device)
@@ -104,53 +100,30 @@ class Concrete(Gate):
             start += SPREAD * torch.randn(coupling.units, generator=seen.generator)
         self.logits = nn.Parameter(start.to(device))
         self.rates = {"logits": learning_rate}
-        self.register_buffer("drawn", torch.full((coupling.units,), 0.5, device=device))
-        self.register_buffer("settled", torch.zeros((), dtype=torch.bool, device=device))
 
     def values(self) -> Tensor:
         if bool(self.settled):
             return without_noise(self.logits.detach()) * self.keep
         return hard_concrete(self.logits, self.drawn)
 
-    def draw(self, generator: torch.Generator) -> None:
-        few = torch.finfo(torch.float32).eps
-        self.drawn.copy_(torch.rand(self.drawn.shape, generator=generator).clamp(few, 1 - few))
 
-
-class Searcher(Narrower):
-    """gates: hard concrete. first, second: the multipliers m1 and m2."""
+class Balanced(Searcher):
+    """first, second: the multipliers m1 and m2."""
 
     def __init__(self, learners: Mapping[Site, Learner], gates: Sequence[Concrete], budget: float, method: Compresso):
-        super().__init__(learners, gates, budget)
-        self.concrete, self.method, self.step = list(gates), method, 0
-        self.whole = sum(gate.coupling.cost * gate.coupling.units for gate in gates)
+        super().__init__(learners, gates, budget, method, method.search)
+        self.concrete, self.method = list(gates), method
         device = gates[0].logits.device
         self.first, self.second = (nn.Parameter(torch.zeros((), device=device)) for _ in range(2))
 
     def rates(self) -> dict[str, float]:
         return {**super().rates(), "first": self.method.gate_rate, "second": self.method.gate_rate}
 
-    @property
-    def is_settled(self) -> bool:
-        return bool(self.concrete[0].settled)
-
-    def begin(self, training: Training) -> None:
-        self.seeds = training.seeds
-
-    def before_step(self, step: int, optimizer: Optimizer) -> None:
-        self.step = step
-        if not self.is_settled and step >= self.method.search * self.method.steps:
-            self.settle()
-        if not self.is_settled:
-            for number, gate in enumerate(self.concrete):
-                gate.draw(self.seeds.at("gates", step, number))
-
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         with torch.no_grad():
             for gate in self.concrete:
                 gate.logits.clamp_(-FAR, FAR)
-        if step + 1 == self.method.steps and not self.is_settled:
-            self.settle()
+        super().after_update(step, optimizer)
 
     def penalty(self) -> Tensor | None:
         if self.is_settled:
@@ -167,11 +140,7 @@ class Searcher(Narrower):
         return self.budget / self.whole * between(done, 0, self.method.warm_up)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Chooses who goes."""
+    def choose(self) -> None:
         logits = [gate.logits.double() for gate in self.concrete]
         shut = [float((1 - likely_open(a)).sum()) for a in logits]
-        asked = [([i], gate.coupling.cost * shut[i]) for i, gate in enumerate(self.concrete)]
-        self.close(logits, asked, self.budget)
-        for gate in self.concrete:
-            gate.settled.fill_(True)
+        self.close(logits, [([i], gate.coupling.cost * shut[i]) for i, gate in enumerate(self.concrete)], self.budget)
