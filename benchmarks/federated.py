@@ -172,8 +172,8 @@ def about(line: ledger.Line) -> str:
     setting = line["setting"]
     return (
         f"Four clients ({', '.join(KINDS)}), {setting['rounds']} rounds of {setting['steps']} steps of {setting['batch']} rows "
-        f"of up to {setting['length']} tokens. Learned: the loss on {sum(map(len, line['judged'].values()))} rows of all kinds less "
-        f"that before; lower is better, and differences above 0 are worse. Left out: uploads that could not be used."
+        f"of up to {setting['length']} tokens. Learned: the loss on {sum(map(len, line['judged'].values()))} rows of all kinds "
+        f"less that before; lower is better, and differences above 0 are worse. Left out: uploads that could not be used."
     )
 
 
