@@ -10,6 +10,7 @@ from trimtab.methods.adapt.dora import Dora as Dora
 from trimtab.methods.adapt.ewc_lora import EwcLora as EwcLora
 from trimtab.methods.adapt.fouriermoe import Fouriermoe as Fouriermoe
 from trimtab.methods.adapt.hut import Hut as Hut
+from trimtab.methods.adapt.hy_wu import HyWu as HyWu
 from trimtab.methods.adapt.ist import Ist as Ist
 from trimtab.methods.adapt.lisa import Lisa as Lisa
 from trimtab.methods.adapt.lora import Lora as Lora
