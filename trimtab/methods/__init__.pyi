@@ -58,6 +58,7 @@ from trimtab.methods.factorize.svd_llm import SvdLlm as SvdLlm
 from trimtab.methods.factorize.vq_logits import VqLogits as VqLogits
 from trimtab.methods.probe.depth_efficiency import DepthEfficiency as DepthEfficiency
 from trimtab.methods.probe.feature_spectrum import FeatureSpectrum as FeatureSpectrum
+from trimtab.methods.probe.flightllm import FlightLLM as FlightLLM
 from trimtab.methods.probe.lora_limits import LoraLimits as LoraLimits
 from trimtab.methods.probe.outliers import Outliers as Outliers
 from trimtab.methods.probe.sensitivity import Sensitivity as Sensitivity
