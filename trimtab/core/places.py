@@ -1,6 +1,7 @@
 """Where in a model something happens: one weight matrix (`Site`), coupled channels (`Coupling`), or a place where a scale can
 move from one side to the other (`Fold`)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -89,6 +90,15 @@ class Coupling:
     def cost(self) -> int:
         """Weights that vanish with one unit."""
         return sum(m.indices.shape[1] * m.site.shape[1 if m.axis == "rows" else 0] for m in self.members)
+
+
+def query_heads(couplings: Sequence[Coupling]) -> int:
+    """Of a model with these couplings; 1 where values are fused with others, which does not tell."""
+    for coupling in couplings:
+        values = [m for m in coupling.members if m.site.role is Role.V]
+        if coupling.unit is Unit.KV_GROUP and values:
+            return int(coupling.consumer.site.shape[1] // values[0].indices.shape[1])
+    return 1
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,17 @@ from trimtab.anatomy import Anatomy
 from trimtab.core.edits import Edits, Narrow, SetParam
 from trimtab.core.errors import TrimtabError, UsageError
 from trimtab.core.kinds import ChannelMethod, Original, Repairs, Seen
-from trimtab.core.places import Coupling, Member
+from trimtab.core.places import Coupling, Member, Unit
 from trimtab.core.recipe import Step
 from trimtab.core.report import Receipt
 from trimtab.engine.apply import apply
-from trimtab.engine.budget import keep_in_pools
 from trimtab.engine.gradients import backward
 from trimtab.engine.narrowing import narrows
 from trimtab.engine.observing import is_statistic, observe
 from trimtab.engine.references import Matrices
 from trimtab.engine.storage import tensors
 from trimtab.engine.sweep import Stream
+from trimtab.tensors.budget import keep_in_pools
 
 if TYPE_CHECKING:
     from trimtab.engine.run import Bench
@@ -39,7 +39,8 @@ def narrow(bench: Bench, steps: Sequence[tuple[int, Step]]) -> None:
     method, begun = step.method, perf_counter()
     assert isinstance(method, ChannelMethod)
     anatomy = Anatomy.of(bench.model)
-    first = {c.name: c for c in _separable(bench, anatomy, method)}
+    units = [u for u in method.unit if method.units in ("all", u)]
+    first = {c.name: c for c in separable(bench, anatomy, method.card.id, units)}
     bits = {name: anatomy.weight(c.consumer.site).bits for name, c in first.items()}
     budget, owed = _budget(method, anatomy, list(first.values())), dict.fromkeys(first, 0.0)
     couplings, keeps = list(first.values()), dict[Coupling, Tensor]()
@@ -176,23 +177,23 @@ def _reached(method: ChannelMethod, first: Mapping[str, Coupling], left: Mapping
     return [f"{method.card.id} removed {gone} weights where {budget:.0f} were asked for: whole units come no nearer"]
 
 
-def _separable(bench: Bench, anatomy: Anatomy, method: ChannelMethod) -> list[Coupling]:
+def separable(bench: Bench, anatomy: Anatomy, who: str, units: Sequence[Unit]) -> list[Coupling]:
     """The couplings that can be narrowed in this model. Experts share one tensor: one of them alone cannot.
 
     Raises `TrimtabError` that says what is there instead, if there is none.
     """
-    units = [u for u in method.unit if method.units in ("all", u)]
     wanted = [c for c in anatomy.couplings() if c.unit in units]
     plain = [c for c in wanted if c.units > 1 and all(member.site.index is None for member in c.members)]
     with bench.profile("probe"):
         stream = Stream(anatomy, [bench.batches[0][:1, :16]])
         found = [c for c in plain if narrows(stream, c)]
     if not found:
-        what = " or ".join(units) or method.units
-        raise TrimtabError(f"{method.card.id}: this model has no separable {what} units; {_instead(anatomy, wanted)}")
+        raise TrimtabError(
+            f"{who}: this model has no separable {' or '.join(units) or 'such'} units; {_instead(anatomy, wanted)}"
+        )
     if left := [c.name for c in wanted if c not in found and c.units > 1]:
         bench.notes.append(
-            f"{method.card.id} left {len(left)} of {len(wanted)} sets of channels whole, e.g. {left[0]}: this family fixes them"
+            f"{who} left {len(left)} of {len(wanted)} sets of channels whole, e.g. {left[0]}: this family fixes them"
         )
     return found
 

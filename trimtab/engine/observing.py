@@ -11,6 +11,7 @@ import torch
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import CalibrationError
 from trimtab.core.kinds import Original, Seen, Statistic, Storage, Trials
+from trimtab.core.narrowing import Separable
 from trimtab.core.places import Site
 from trimtab.core.progress import Progress, Watcher
 from trimtab.core.taught import Teacher
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def is_statistic(need: type) -> bool:
     """Whether it has to be collected; the others are known without showing anything."""
-    return need not in (Original, Storage, Trials, Teacher)
+    return need not in (Original, Storage, Trials, Teacher, Separable)
 
 
 @contextmanager

@@ -17,17 +17,20 @@ from torch.nn.utils import parametrize
 
 from trimtab.anatomy import Anatomy
 from trimtab.anatomy.sites import is_linear
-from trimtab.core.errors import RecipeError, UsageError
+from trimtab.core.errors import CalibrationError, RecipeError, UsageError
 from trimtab.core.kinds import Learner
-from trimtab.core.places import Site
+from trimtab.core.narrowing import NarrowingMethod, Separable
+from trimtab.core.places import Role, Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.report import Receipt
 from trimtab.core.taught import Pupil, Said, TaughtMethod, Teacher, Term, leaves
 from trimtab.core.trained import Hook
 from trimtab.engine.apply import apply
+from trimtab.engine.channels import separable
 from trimtab.engine.observing import determined, observe
 from trimtab.engine.packed_linear import PackedLinear
 from trimtab.engine.resume import pause
+from trimtab.engine.storage import tensors
 from trimtab.engine.surgery import place
 from trimtab.formats import Dense
 
@@ -47,13 +50,16 @@ def needs_teacher(recipe: Recipe) -> bool:
 def teach(bench: Bench, steps: list[tuple[int, Step]]) -> None:
     """Carry out a step of a method that is taught.
 
-    Raises `UsageError` where nobody is there to train or to learn from, `RecipeError` for matrices that cannot be learned.
+    Raises `UsageError` where nobody is there to train or to learn from, `CalibrationError` without text, `RecipeError` for
+    matrices that cannot be learned.
     """
     ((number, step),) = steps
     method, begun = step.method, perf_counter()
     assert isinstance(method, TaughtMethod)
     if bench.school is None or (Teacher in method.needs and bench.teacher is None):
         raise UsageError(f"{method.card.id} is trained; give run() who trains (trimtab.host.school) and the untouched model")
+    if not bench.batches:
+        raise CalibrationError(f"{method.card.id} is trained and was given no text; show some (calibration, --text)")
     if Teacher in method.needs:
         _same_words(bench)
     pause(bench)
@@ -61,7 +67,8 @@ def teach(bench: Bench, steps: list[tuple[int, Step]]) -> None:
     before = _stored_bits(bench, anatomy)
     with in_float32(bench.model):
         with determined(method.card.id):
-            seen = observe(bench, anatomy, method.needs, anatomy.sites, bench.seeds.at(number))
+            known = _known(bench, anatomy, method)
+            seen = observe(bench, anatomy, method.needs, anatomy.sites, bench.seeds.at(number), known)
             with torch.enable_grad():
                 pupil = method.begin(anatomy, seen).to(bench.batches[0].device)
         with bench.profile("learn"), torch.enable_grad(), learning(anatomy, pupil):
@@ -76,6 +83,13 @@ def teach(bench: Bench, steps: list[tuple[int, Step]]) -> None:
     bits, seconds = (before / weights, _stored_bits(bench, anatomy) / weights), perf_counter() - begun
     bench.receipts.append(Receipt(number, str(method), "model", "model", weights, *bits, seconds, None, notes))
     bench.held.clear()
+
+
+def _known(bench: Bench, anatomy: Anatomy, method: TaughtMethod) -> dict[type, Any]:
+    if not isinstance(method, NarrowingMethod):
+        return {}
+    found = separable(bench, anatomy, method.card.id, method.wanted())
+    return {Separable: Separable(tuple(found), sum(t.numel() for t in tensors(bench.model)))}
 
 
 def _trained(bench: Bench, method: TaughtMethod, pupil: Pupil, number: int) -> list[float]:
@@ -172,7 +186,7 @@ def learning(anatomy: Anatomy, pupil: Pupil) -> Iterator[None]:
 
 
 def _check_layer(anatomy: Anatomy, site: Site) -> None:
-    if site.index is not None or not is_linear(anatomy.module(site)):
+    if site.index is not None or not (is_linear(anatomy.module(site)) or site.role is Role.EMBED):
         raise RecipeError(f"{site.name} is no layer of its own, so nothing can stand for it while the model is trained")
 
 

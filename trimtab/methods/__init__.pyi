@@ -10,6 +10,7 @@ from trimtab.methods.adapt.dora import Dora as Dora
 from trimtab.methods.adapt.ewc_lora import EwcLora as EwcLora
 from trimtab.methods.adapt.fouriermoe import Fouriermoe as Fouriermoe
 from trimtab.methods.adapt.hut import Hut as Hut
+from trimtab.methods.adapt.hy_wu import HyWu as HyWu
 from trimtab.methods.adapt.ist import Ist as Ist
 from trimtab.methods.adapt.lisa import Lisa as Lisa
 from trimtab.methods.adapt.lora import Lora as Lora
@@ -112,12 +113,19 @@ from trimtab.methods.scratch.relora import ReLoRA as ReLoRA
 from trimtab.methods.scratch.sltrain import SLTrain as SLTrain
 from trimtab.methods.scratch.sst import Sst as Sst
 from trimtab.methods.scratch.structured_ffn import StructuredFFN as StructuredFFN
+from trimtab.methods.tune.adapt_pruner_tuned import AdaptPrunerTuned as AdaptPrunerTuned
 from trimtab.methods.tune.ast import Ast as Ast
+from trimtab.methods.tune.atp import Atp as Atp
+from trimtab.methods.tune.compresso import Compresso as Compresso
 from trimtab.methods.tune.db_llm import DbLlm as DbLlm
 from trimtab.methods.tune.distill import Distill as Distill
 from trimtab.methods.tune.edgerazor import EdgeRazor as EdgeRazor
 from trimtab.methods.tune.edkm import Edkm as Edkm
+from trimtab.methods.tune.efficientllm import EfficientLLM as EfficientLLM
 from trimtab.methods.tune.elutq_tuning import ElutqTuning as ElutqTuning
+from trimtab.methods.tune.foldgpt_gates import FoldGPTGates as FoldGPTGates
+from trimtab.methods.tune.loraprune import LoRAPrune as LoRAPrune
 from trimtab.methods.tune.ofq import Ofq as Ofq
+from trimtab.methods.tune.pat import Pat as Pat
 from trimtab.methods.tune.pv_tuning import PvTuning as PvTuning
 from trimtab.methods.tune.recover import Recover as Recover

@@ -21,7 +21,7 @@ from trimtab.core.edits import Edits, NarrowStream, SetParam, SetWeight, Untie
 from trimtab.core.errors import ModelError, UsageError
 from trimtab.core.kinds import ModelMethod, Seen
 from trimtab.core.knobs import choice, count, rate
-from trimtab.core.places import Role, Unit
+from trimtab.core.places import Role, query_heads
 from trimtab.formats import Dense
 from trimtab.formats.plain import plain
 from trimtab.stats import StreamGram
@@ -79,7 +79,7 @@ class SliceGPT(ModelMethod):
 
     def _kept(self, anatomy: "Anatomy", width: int) -> int:
         """The width that is left. Families derive, or check, the width of a head from the stream's: heads divide it."""
-        step = lcm(self.multiple, _heads(anatomy))
+        step = lcm(self.multiple, query_heads(anatomy.couplings()))
         kept = round((1 - self.sparsity) * width / step) * step if self.sparsity else width
         if not 0 < kept <= width:
             raise UsageError(
@@ -94,12 +94,3 @@ class SliceGPT(ModelMethod):
             drawn = torch.randn(width, width, generator=seen.generator, dtype=torch.float64)
             return torch.linalg.qr(drawn).Q.to(gram.device)
         return torch.linalg.eigh(gram).eigenvectors.flip(1)
-
-
-def _heads(anatomy: "Anatomy") -> int:
-    """Query heads, 1 where values are fused with others."""
-    for coupling in anatomy.couplings():
-        values = [m for m in coupling.members if m.site.role is Role.V]
-        if coupling.unit is Unit.KV_GROUP and values:
-            return int(coupling.consumer.site.shape[1] // values[0].indices.shape[1])
-    return 1

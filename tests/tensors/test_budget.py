@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.engine.budget import keep_in_pools, keep_within
+from trimtab.tensors.budget import keep_in_pools, keep_within
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,3 +56,11 @@ def test_pools_lose_their_own_part_and_the_cheapest_meet_the_budget() -> None:
     assert [int((~keep).sum()) for keep in keeps] == [0, 0, 25, 25]
     keeps = keep_in_pools(scores, costs, [([2, 3], 1)], 50.0)
     assert [int((~keep).sum()) for keep in keeps] == [0, 0, 0, 50]
+
+
+def test_what_whole_units_miss_is_asked_of_the_next_pool() -> None:
+    scores, pools = [torch.rand(3, generator=torch.Generator().manual_seed(i)) for i in range(5)], [([i], 6.0) for i in range(5)]
+    gone = [int((~keep).sum()) for keep in keep_in_pools(scores, [10] * 5, pools, 30.0)]
+    assert gone == [1, 1, 1, 1, 1]
+    gone = [int((~keep).sum()) for keep in keep_in_pools(scores, [10] * 5, pools, 30.0, carried=True)]
+    assert gone == [1, 0, 1, 0, 1]

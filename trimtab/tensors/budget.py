@@ -33,11 +33,14 @@ def keep_within(scores: Sequence[Tensor], costs: Sequence[int], sparsity: float)
     return keeps
 
 
-def keep_in_pools(scores: Sequence[Tensor], costs: Sequence[int], pools: Pools, budget: float) -> list[Tensor]:
+def keep_in_pools(
+    scores: Sequence[Tensor], costs: Sequence[int], pools: Pools, budget: float, carried: bool = False
+) -> list[Tensor]:
     """The same where only couplings of a pool compete, and each pool has a budget of its own. budget: of all; both in cost.
 
     Pools of dear units choose first, each for itself. Those whose units are the cheapest lose what then is missing to the
-    budget, in proportion to what they were asked for. Couplings in no pool stay whole.
+    budget, in proportion to what they were asked for. Couplings in no pool stay whole. carried: what whole units miss in a pool
+    is asked of the next one of its rank, so that rounding does not add up; pools of one size may then differ by a unit.
     """
     keeps = [torch.ones(len(s), dtype=torch.bool) for s in scores]
 
@@ -49,9 +52,13 @@ def keep_in_pools(scores: Sequence[Tensor], costs: Sequence[int], pools: Pools, 
         asked = sum(cost for _, cost in rank)
         left = budget - sum(int((~keep).sum()) * cost for keep, cost in zip(keeps, costs, strict=True))
         factor = max(left, 0.0) / asked if number + 1 == len(ranks) and asked > 0 else 1.0
+        missed = 0.0
         for members, cost in rank:
             whole = sum(len(scores[which]) * costs[which] for which in members)
-            chosen = keep_within([scores[i] for i in members], [costs[i] for i in members], cost * factor / whole)
+            wanted = cost * factor + missed
+            chosen = keep_within([scores[i] for i in members], [costs[i] for i in members], wanted / whole)
             for which, keep in zip(members, chosen, strict=True):
                 keeps[which] = keep
+            if carried:
+                missed = wanted - sum(int((~keep).sum()) * costs[which] for which, keep in zip(members, chosen, strict=True))
     return keeps
