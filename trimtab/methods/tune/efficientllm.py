@@ -102,6 +102,7 @@ class Shrinker(Ranker):
         found = []
         for member in coupling.members:
             weight = self.free[member.site].weight
+            assert weight.grad is not None
             found.append(member.of_units(surplus(weight, weight.grad)).sum(1))
         return torch.stack(found).sum(0)
 
