@@ -68,5 +68,10 @@ class Untie:
     """Give the output head a matrix of its own where it shares the embedding's."""
 
 
-Edit = SetWeight | SetParam | Narrow | DropBlock | Share | OnBasis | NarrowStream | Untie
+@dataclass(frozen=True)
+class Tie:
+    """Let the output head use the embedding's matrix, stored once."""
+
+
+Edit = SetWeight | SetParam | Narrow | DropBlock | Share | OnBasis | NarrowStream | Untie | Tie
 Edits = list[Edit]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, Narrow, NarrowStream, OnBasis, SetParam, SetWeight, Share, Untie
+from trimtab.anatomy.sites import is_tied
+from trimtab.core.edits import DropBlock, Edits, Narrow, NarrowStream, OnBasis, SetParam, SetWeight, Share, Tie, Untie
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
 from trimtab.core.places import Member, Role
@@ -33,6 +34,8 @@ def apply(anatomy: Anatomy, edits: Edits, packed: bool = False) -> None:
                 _narrow(anatomy, edit)
             case Untie():
                 _untie(anatomy)
+            case Tie():
+                _tie(anatomy)
             case NarrowStream():
                 _narrow_stream(anatomy, edit.width)
             case Share():
@@ -121,6 +124,15 @@ def _untie(anatomy: Anatomy) -> None:
     model.config.tie_word_embeddings = False
     module.weight = nn.Parameter(module.weight.detach().clone())
     model.all_tied_weights_keys = {}  # the host asks this, not the config, when it saves
+
+
+def _tie(anatomy: Anatomy) -> None:
+    model: Any = anatomy.model
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    if not is_tied(model):
+        model.config.tie_word_embeddings = False
+        raise ModelError("this model family knows no tie between embedding and head; both stay as they are")
 
 
 def _narrow_stream(anatomy: Anatomy, width: int) -> None:

@@ -123,3 +123,4 @@ from trimtab.methods.tune.ofq import Ofq as Ofq
 from trimtab.methods.tune.pat import Pat as Pat
 from trimtab.methods.tune.pv_tuning import PvTuning as PvTuning
 from trimtab.methods.tune.recover import Recover as Recover
+from trimtab.methods.tune.weight_tying import WeightTying as WeightTying
