@@ -135,7 +135,8 @@ def last_norm(anatomy: "Anatomy") -> "Norm":
 def begun(entering: Tensor, leaving: Tensor, start: str) -> Tensor:
     """What the one matrix begins as. entering, leaving: the embedding's and the head's; all [words, width] float32."""
     sized = leaving * (entering.norm() / leaving.norm().clamp_min(torch.finfo(leaving.dtype).tiny))
-    return {"input": entering, "output": sized, "average": (entering + sized) / 2}[start]
+    starts: dict[str, Tensor] = {"input": entering, "output": sized, "average": (entering + sized) / 2}
+    return starts[start]
 
 
 def stretch(table: Tensor, leaving: Tensor) -> Tensor:
