@@ -8,8 +8,12 @@ import sample
 from markup_check import Page
 from typer.testing import CliRunner, Result
 
+from trimtab.cli import report as command
 from trimtab.cli.main import app
+from trimtab.core.progress import unwatched
+from trimtab.kernels.module import available
 from trimtab.measure import compare
+from trimtab.testing.folders import tiny_folder
 
 
 def trimtab(*words: object) -> Result:
@@ -149,3 +153,19 @@ def test_places_that_cannot_be_written(comparison, tmp_path):
     refused(trimtab("--comparison", comparison, "--html", tmp_path / "folder.html"), "not an ordinary file")
     refused(trimtab("--comparison", comparison, "--html", tmp_path / "link.html"), "not an ordinary file")
     refused(trimtab("--comparison", comparison, "--html", tmp_path / "file" / "o.html"), "cannot")
+
+
+def kernels(folders: list[Path]) -> list[set[object]]:
+    return [{one.setting.get("kernel") for one in speeds} for speeds in command._speeds([str(f) for f in folders], unwatched)]
+
+
+@pytest.mark.skipif(not available(), reason="no compiled kernels")
+def test_speeds_of_one_report_are_all_of_one_engine(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "REPEATS", 1)
+    monkeypatch.setattr(command, "READ", 8)
+    monkeypatch.setattr(command, "PROMPT", 4)
+    llama, experts = (tiny_folder(tmp_path / family, family) for family in ("llama", "mixtral"))
+    (one,) = kernels([llama])
+    assert one != {"torch"}
+    assert kernels([llama, llama]) == [one, one]
+    assert kernels([llama, experts]) == [{"torch"}, {"torch"}]

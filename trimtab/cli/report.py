@@ -1,6 +1,6 @@
 """`trimtab report`: what compression cost, as a page to read and as Markdown for the model card."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +11,13 @@ from trimtab.cli import show
 from trimtab.cli.options import Json, Quiet, Style, Verbose
 from trimtab.cli.progress import working
 from trimtab.core.errors import UsageError
+from trimtab.core.progress import Progress, Watcher
 
 if TYPE_CHECKING:
     from trimtab.core.report import Measurement
 
-READ, PROMPT = 512, 32  # tokens that prefill and decode speed are measured with
+READ, PROMPT = 512, 32  # tokens that prefill and decode speed are measured with; what they are decides nothing
+REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,45 @@ def _is_here(name: str) -> bool:
 
 def _compared(base: str, others: Sequence[str], asked: Asked) -> dict[str, Any]:
     with working(asked.quiet, asked.verbose, asked.progress) as watch:
-        from trimtab.core.progress import Progress
         from trimtab.measure.compare import compare
         from trimtab.measure.setting import Setting
 
         fields = compare(base, others, Setting(tasks=asked.tasks, limit=asked.limit or None), watch).json()
         models = [fields["base"], *fields["others"]] if asked.speed else []
-        for number, model in enumerate(models):
-            watch(Progress("speed", number, len(models), model["name"]))
-            model["measurements"] += [asdict(measured) for measured in _speeds(model["folder"])]
+        for model, measured in zip(models, _speeds([model["folder"] for model in models], watch), strict=True):
+            model["measurements"] += [asdict(one) for one in measured]
     return fields
 
 
-def _speeds(folder: str) -> "list[Measurement]":
-    """Prefill and decode. What a model reads decides nothing about how fast it reads."""
+def _speeds(folders: Sequence[str], watch: Watcher) -> "list[list[Measurement]]":
+    """Prefill and decode of each, all by one engine, or they could not be set side by side: the native one if it covers all."""
+    from trimtab.kernels.module import available
+    from trimtab.runtime import Unsupported
+
+    def by(engine: "Callable[[str], list[Measurement]]") -> "list[list[Measurement]]":
+        found = []
+        for number, folder in enumerate(folders):
+            watch(Progress("speed", number, len(folders), folder))
+            found.append(engine(folder))
+        return found
+
+    try:
+        return by(_by_session if available() else _by_generate)
+    except Unsupported:
+        return by(_by_generate)
+
+
+def _by_session(folder: str) -> "list[Measurement]":
+    from trimtab.measure.bench import time_native
+    from trimtab.runtime import Runtime
+
+    runtime = Runtime.open(folder)
+    ids = [id % runtime.vocabulary for id in range(READ)]
+    timed = time_native(runtime, ids, min(READ, runtime.context // 2), PROMPT, REPEATS)
+    return [timed.prefill, timed.decode]
+
+
+def _by_generate(folder: str) -> "list[Measurement]":
     import torch
 
     from trimtab.cli.measure import open_with_tokenizer
@@ -130,4 +157,4 @@ def _speeds(folder: str) -> "list[Measurement]":
     model, _ = open_with_tokenizer(folder, {})
     ids = torch.arange(READ).remainder(model.config.get_text_config().vocab_size)[None]  # [1, READ]
     with fast_products():
-        return [prefill_speed(model, ids), decode_speed(model, ids[:, :PROMPT])]
+        return [prefill_speed(model, ids, REPEATS), decode_speed(model, ids[:, :PROMPT], repeats=REPEATS)]
