@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from trimtab.core.card import Card
+from trimtab.core.card import Card, Claim
 from trimtab.core.edits import Arrange, Edits
 from trimtab.core.errors import UsageError
 from trimtab.core.kinds import ModelMethod, Seen
@@ -32,7 +32,16 @@ class SwsExpand(ModelMethod):
         paper="arXiv:2404.16897",
         fidelity="reconstructed",
         beside=("sws", "shortgpt"),
-        baseline=True,
+        claims=(
+            Claim(
+                "stages-repeat-better-than-blocks",
+                "sws(stages=3, steps=400) -> sws_expand(depth=8) -> recover(rank=0, steps=100)",
+                "<",
+                "sws_expand(depth=8) -> recover(rank=0, steps=100)",
+                note="eight blocks of six; those on the right have not learned to be repeated, and saw less text",
+                model="asset:own-5m",
+            ),
+        ),
     )
 
     depth: int = count("blocks of the result", 8)
