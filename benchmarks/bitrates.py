@@ -1,9 +1,9 @@
 """A made-up network and a player of videos on it, for `netllm.py`.
 
-Bandwidth is a Markov chain, and a player waits where its buffer is empty. A video is 48 chunks of 4 s in 6 bitrates. Quality of a
-chunk is its bitrate less 4.3 times the seconds waited and less the change of bitrate, in Mbit/s, as in Pensieve (Mao et al., SIGCOMM
-2017). Two usual policies go by the buffer (Huang et al. 2014), and by planning ahead for the throughput of the past (robust MPC, Yin
-et al. 2015), here over 4 chunks.
+Bandwidth is a Markov chain, and a player waits where its buffer is empty. A video is 48 chunks of 4 s in 6 bitrates. Quality of
+a chunk is its bitrate less 4.3 times the seconds waited and less the change of bitrate, in Mbit/s, as in Pensieve (Mao et al.,
+SIGCOMM 2017). Two usual policies go by the buffer (Huang et al. 2014), and by planning ahead for the throughput of the past
+(robust MPC, Yin et al. 2015), here over 4 chunks.
 """
 
 from collections.abc import Callable

@@ -5,8 +5,8 @@
 
 Wu et al., SIGCOMM 2024, adaptive bitrate streaming. The network is made up (`bitrates.py`). Two usual policies leave experience
 on some traces, and a frozen model with LoRA learns from it, offline: a step is a return that is wished for, six tokens of state
-and one of action, each from an encoder of its own; the head names the next bitrate at the last token of the state, so an answer is
-one forward pass and always valid. The return to wish for is chosen on traces of their own, and all are judged on others still.
+and one of action, each from an encoder of its own; the head names the next bitrate at the last token of the state, so an answer
+is one forward pass and always valid. The return to wish for is chosen on traces of their own, and all are judged on others still.
 Beside the model as it came stands the same with every matrix drawn anew: what pretraining is worth. Lines go to `netllm.jsonl`,
 and `NETLLM.md` is made from the newest of each.
 """
