@@ -24,7 +24,9 @@ from trimtab.formats.taught import Updated
 from trimtab.host.compress import compress
 from trimtab.host.school import school
 from trimtab.methods.tune.adapt_pruner_tuned import importance
+from trimtab.methods.tune.efficientllm import taken_over
 from trimtab.methods.tune.loraprune import surrogate
+from trimtab.stats import Gram
 from trimtab.tensors.gates import gumbel_sigmoid, hard_concrete, likely_open, polar, reversed_, without_noise
 from trimtab.tensors.schedules import between, cubic
 from trimtab.testing.folders import tiny_folder
@@ -35,7 +37,7 @@ from trimtab.testing.tiny import tiny
 METHODS = [registry.get(id) for id in registry.ids() if issubclass(registry.get(id), NarrowingMethod)]
 EVERY = pytest.mark.parametrize("method", METHODS, ids=[m.card.id for m in METHODS])
 LoRAPrune, AdaptPrunerTuned, Compresso = (registry.get(id) for id in ("loraprune", "adapt_pruner_tuned", "compresso"))
-FoldGPTGates, Pat, Atp = (registry.get(id) for id in ("foldgpt_gates", "pat", "atp"))
+FoldGPTGates, Pat, Atp, EfficientLLM = (registry.get(id) for id in ("foldgpt_gates", "pat", "atp", "efficientllm"))
 
 
 @dataclass
@@ -43,7 +45,9 @@ class _Seen:
     found: Separable
     generator: torch.Generator
 
-    def __getitem__(self, need: type) -> Separable:
+    def __getitem__(self, need: type) -> object:
+        if need is Gram:  # of inputs that have nothing to do with each other
+            return {c.consumer.site: torch.eye(c.consumer.site.shape[1]) for c in self.found.couplings}
         assert need is Separable
         return self.found
 
@@ -187,6 +191,67 @@ def test_gradients_take_less_than_half_of_the_full_ones():
         model(shown(model)[0]).logits.square().mean().backward()
         held = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     assert 0 < held < 0.5 * sum(4 * s.shape[0] * s.shape[1] for s in pupil.sites)
+
+
+def test_a_group_is_worth_what_the_loss_would_rise_without_it():
+    _, pupil = begun(EfficientLLM(memory=0.0), tiny("llama"))
+    draw = torch.Generator().manual_seed(0)
+    for learner in pupil.free.values():
+        learner.weight.grad = torch.randn(learner.weight.shape, generator=draw)
+    pupil.before_update(0, None)
+    coupling, expected = pupil.gates[0].coupling, 0.0
+    for member in coupling.members:
+        learner = pupil.free[member.site]
+        axis = 0 if member.axis == "rows" else 1
+        w, g = (t.detach().double().index_select(axis, member.indices[1]) for t in (learner.weight, learner.weight.grad))
+        expected += float((-g * w + (g * w).square() / 2).sum())
+    torch.testing.assert_close(float(pupil.worth[1]), expected)
+
+
+def test_the_kind_of_group_goes_that_is_worth_less_for_its_size():
+    _, pupil = begun(EfficientLLM(sparsity=0.1, compensate=False), tiny("llama"))
+    sizes = torch.cat([torch.full((g.coupling.units,), float(g.coupling.cost)) for g in pupil.gates])
+    dear = torch.cat([torch.full((g.coupling.units,), g.coupling.unit is Unit.KV_GROUP) for g in pupil.gates])
+    for factor, kind in ((0.5, Unit.KV_GROUP), (2.0, Unit.NEURON)):
+        pupil.worth.copy_(-sizes * torch.where(dear, factor, 1.0))  # the sign of what is lost does not matter
+        for gate in pupil.gates:
+            gate.keep.fill_(True)
+        pupil.shrink(1.0)
+        assert next(gate.coupling.unit for gate in pupil.gates if not bool(gate.keep.all())) is kind
+    assert sum(g.gone for g in pupil.gates if g.coupling.unit is Unit.KV_GROUP) == 0
+
+
+def test_what_the_others_can_say_is_not_lost():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 6, generator=draw)
+    x[:, 4:] = x[:, :4] @ torch.randn(4, 2, generator=draw)  # two columns that the others determine
+    weight, left, gone = torch.randn(5, 6, generator=draw), torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5])
+    added = taken_over(weight, x.T @ x / len(x), left, gone, 0.0)
+    torch.testing.assert_close(x[:, left] @ (weight[:, left] + added).T, x @ weight.T, rtol=1e-4, atol=1e-4)
+    assert float(taken_over(weight, torch.eye(6), left, gone, 0.01).abs().max()) == 0
+
+
+def test_what_goes_is_taken_over_by_what_stays_once():
+    model = tiny("llama")
+    _, pupil = begun(EfficientLLM(sparsity=0.3), model)
+    draw = torch.Generator().manual_seed(0)
+    for site, gram in pupil.grams.items():
+        x = torch.randn(200, 3, generator=draw) @ torch.randn(3, len(gram), generator=draw)
+        gram.copy_(x.T @ x / 200)
+        pupil.grams[site] = gram
+    pupil.worth.copy_(torch.rand(pupil.worth.shape, generator=draw))
+    before = {site: learner.weight.detach().clone() for site, learner in pupil.free.items()}
+    pupil.shrink(0.5)
+    moved = {site for site, learner in pupil.free.items() if not torch.equal(learner.weight, before[site])}
+    assert moved == {g.coupling.consumer.site for g in pupil.gates if not bool(g.keep.all())}
+    after = {site: learner.weight.detach().clone() for site, learner in pupil.free.items()}
+    pupil.shrink(0.5)  # nothing more goes
+    assert all(torch.equal(learner.weight, after[site]) for site, learner in pupil.free.items())
+    gate = next(g for g in pupil.gates if not bool(g.keep.all()) and int(g.keep.sum()) > 8)
+    site, alive = gate.coupling.consumer.site, gate.keep[gate.unit]
+    gram, change = pupil.grams[site].double(), (after[site] * alive - before[site]).double()
+    lost, dead = torch.einsum("oi,ij,oj->", change, gram, change), (before[site] * ~alive).double()
+    assert float(lost) < 1e-2 * float(torch.einsum("oi,ij,oj->", dead, gram, dead))
 
 
 def test_schedules_begin_at_zero_and_end_at_one():

@@ -112,14 +112,17 @@ def _learning(anatomy: Anatomy, method: BlockMethod, shown: Shown, offloaded: bo
 
 
 def _teaching(anatomy: Anatomy, method: TaughtMethod, shown: Shown) -> int:
-    """The model in float32, its teacher, what is trained with gradients and moments, and what one window makes on its way."""
+    """The model in float32, its teacher, what was seen before, what is trained with gradients and moments, and what one window
+    makes on its way."""
     plain = sum(4 * p.numel() for p in anatomy.model.parameters() if p.dtype != torch.float32)
     teacher = sum(t.nbytes for t in tensors(anatomy.model)) if Teacher in method.needs else 0
     one = replace(shown, batch=1)
     passing = sum(RETAINED * _block(anatomy, block, one, 0) for block in range(len(anatomy.blocks)))
     stored = sum(p.nbytes for p in anatomy.blocks.parameters())
     answers = 4 * 4 * shown.length * anatomy.sites[0].shape[0]
-    return plain + teacher + 4 * 4 * method.trained(anatomy) + passing - RETAINED * stored + answers
+    statistics = sum(is_statistic(need) for need in method.needs)
+    seen = statistics * sum(_grams(anatomy, block) for block in range(len(anatomy.blocks)))
+    return plain + teacher + seen + 4 * 4 * method.trained(anatomy) + passing - RETAINED * stored + answers
 
 
 def _judging(anatomy: Anatomy, method: Method, held: int) -> int:
@@ -145,8 +148,13 @@ def _block(anatomy: Anatomy, block: int, shown: Shown, statistics: int) -> int:
     batch = min(shown.batch * shown.length, shown.tokens)
     outputs = sum(site.shape[0] for stage in stages for site in stage if site.index is None)
     passing = batch * (outputs + 4 * _width(anatomy)) * shown.compute.itemsize + 4 * batch * max(s[0].shape[1] for s in stages)
-    grams = sum((len(stage) if stage[0].index is not None else 1) * stage[0].shape[1] ** 2 * 4 for stage in stages)
-    return stored + cast + passing + statistics * grams
+    return stored + cast + passing + statistics * _grams(anatomy, block)
+
+
+def _grams(anatomy: Anatomy, block: int) -> int:
+    """Of all inputs in the block."""
+    stages = anatomy.stages(block)
+    return sum((len(stage) if stage[0].index is not None else 1) * stage[0].shape[1] ** 2 * 4 for stage in stages)
 
 
 def _work(anatomy: Anatomy, step: Step) -> int:

@@ -130,6 +130,56 @@ class Narrower(Reader):
         return {"weights_asked": round(self.budget), "weights_gone": gone, **({"last_unit_kept": last} if last else {})}
 
 
+class Ranker(Narrower, ABC):
+    """Remembers step by step what units are worth, S <- memory S + (1 - memory) now, and closes those of least worth every so
+    many steps, and after the last one. worth: S of every gate's units, one after the other, float64."""
+
+    worth: Tensor
+
+    def __init__(
+        self,
+        inner: Mapping[Site, Learner],
+        gates: Sequence[Gate],
+        budget: float,
+        method: NarrowingMethod,
+        memory: float,
+        every: int,
+        own: Sequence[str] = (),
+    ):
+        super().__init__(inner, gates, budget, own)
+        self.steps, self.memory, self.every = method.steps, memory, every
+        units, device = sum(gate.coupling.units for gate in gates), gates[0].keep.device
+        self.register_buffer("worth", torch.zeros(units, dtype=torch.float64, device=device))
+
+    @abstractmethod
+    def of_units(self, coupling: Coupling) -> Tensor:
+        """[units] float64, from the gradients that are there now."""
+
+    @abstractmethod
+    def part(self, done: float) -> float:
+        """Of the budget that shall be gone when this fraction of the steps is taken."""
+
+    @abstractmethod
+    def shrink(self, part: float) -> None:
+        """Closes units until this part of the budget is gone."""
+
+    def remembered(self) -> Sequence[Tensor]:
+        """[units] of every gate."""
+        return torch.split(self.worth, [gate.coupling.units for gate in self.gates])
+
+    @torch.no_grad()
+    def before_update(self, step: int, optimizer: Optimizer) -> None:
+        now = torch.cat([self.of_units(gate.coupling) for gate in self.gates])
+        self.worth.mul_(self.memory).add_(now, alpha=1 - self.memory)
+
+    def after_update(self, step: int, optimizer: Optimizer) -> None:
+        taken = step + 1
+        if taken == self.steps:
+            self.shrink(1.0)
+        elif taken % self.every == 0:
+            self.shrink(self.part(taken / self.steps))
+
+
 class Searcher(Narrower, ABC):
     """Learns gates for a part of the steps, `search`, and then chooses; what is chosen stands for the rest of them."""
 

@@ -40,6 +40,7 @@ from trimtab.methods.allocate.welore import WeLore as WeLore
 from trimtab.methods.blocks.evopress_blocks import EvoPressBlocks as EvoPressBlocks
 from trimtab.methods.blocks.foldgpt import FoldGPT as FoldGPT
 from trimtab.methods.blocks.shortgpt import ShortGPT as ShortGPT
+from trimtab.methods.blocks.sws_expand import SwsExpand as SwsExpand
 from trimtab.methods.blocks.unified_skip import UnifiedSkip as UnifiedSkip
 from trimtab.methods.channels.adapt_pruner import AdaptPruner as AdaptPruner
 from trimtab.methods.channels.flap import Flap as Flap
@@ -59,6 +60,7 @@ from trimtab.methods.factorize.svd_llm import SvdLlm as SvdLlm
 from trimtab.methods.factorize.vq_logits import VqLogits as VqLogits
 from trimtab.methods.probe.depth_efficiency import DepthEfficiency as DepthEfficiency
 from trimtab.methods.probe.feature_spectrum import FeatureSpectrum as FeatureSpectrum
+from trimtab.methods.probe.flightllm import FlightLLM as FlightLLM
 from trimtab.methods.probe.lora_limits import LoraLimits as LoraLimits
 from trimtab.methods.probe.outliers import Outliers as Outliers
 from trimtab.methods.probe.sensitivity import Sensitivity as Sensitivity
@@ -79,6 +81,7 @@ from trimtab.methods.quantize.comet import Comet as Comet
 from trimtab.methods.quantize.d2quant import D2Quant as D2Quant
 from trimtab.methods.quantize.easyquant import EasyQuant as EasyQuant
 from trimtab.methods.quantize.elutq import Elutq as Elutq
+from trimtab.methods.quantize.fireq import FireQ as FireQ
 from trimtab.methods.quantize.flatquant import FlatQuant as FlatQuant
 from trimtab.methods.quantize.flexround import FlexRound as FlexRound
 from trimtab.methods.quantize.gptaq import Gptaq as Gptaq
@@ -87,6 +90,8 @@ from trimtab.methods.quantize.hlq import Hlq as Hlq
 from trimtab.methods.quantize.hqq import Hqq as Hqq
 from trimtab.methods.quantize.omniquant import OmniQuant as OmniQuant
 from trimtab.methods.quantize.pvq import Pvq as Pvq
+from trimtab.methods.quantize.qllm import Qllm as Qllm
+from trimtab.methods.quantize.qllm_channels import QllmChannels as QllmChannels
 from trimtab.methods.quantize.quantlrm import QuantLRM as QuantLRM
 from trimtab.methods.quantize.quip import Quip as Quip
 from trimtab.methods.quantize.quip_sharp import QuipSharp as QuipSharp
@@ -98,6 +103,7 @@ from trimtab.methods.quantize.shiftaddllm import ShiftAddLlm as ShiftAddLlm
 from trimtab.methods.quantize.sliderquant import SliderQuant as SliderQuant
 from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
+from trimtab.methods.rewrite.fireq_keys import FireQKeys as FireQKeys
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
 from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT
 from trimtab.methods.scratch.galore import GaLore as GaLore
@@ -116,6 +122,7 @@ from trimtab.methods.tune.db_llm import DbLlm as DbLlm
 from trimtab.methods.tune.distill import Distill as Distill
 from trimtab.methods.tune.edgerazor import EdgeRazor as EdgeRazor
 from trimtab.methods.tune.edkm import Edkm as Edkm
+from trimtab.methods.tune.efficientllm import EfficientLLM as EfficientLLM
 from trimtab.methods.tune.elutq_tuning import ElutqTuning as ElutqTuning
 from trimtab.methods.tune.foldgpt_gates import FoldGPTGates as FoldGPTGates
 from trimtab.methods.tune.loraprune import LoRAPrune as LoRAPrune
@@ -123,3 +130,5 @@ from trimtab.methods.tune.ofq import Ofq as Ofq
 from trimtab.methods.tune.pat import Pat as Pat
 from trimtab.methods.tune.pv_tuning import PvTuning as PvTuning
 from trimtab.methods.tune.recover import Recover as Recover
+from trimtab.methods.tune.sws import Sws as Sws
+from trimtab.methods.tune.weight_tying import WeightTying as WeightTying

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import Seen
@@ -26,7 +25,7 @@ from trimtab.core.knobs import choice, count, number, rate
 from trimtab.core.narrowing import NarrowingMethod, Separable
 from trimtab.core.places import Coupling, Member, Site
 from trimtab.core.taught import Pupil
-from trimtab.formats.gates import Gate, Narrower, alike, scaled
+from trimtab.formats.gates import Gate, Ranker, alike, scaled
 from trimtab.formats.taught import Updated
 from trimtab.tensors.schedules import between, cubic
 
@@ -90,38 +89,19 @@ class LoRAPrune(NarrowingMethod):
         return sum(min(self.rank, *s.shape) * sum(s.shape) for s in self.sites(anatomy))
 
 
-class Pruner(Narrower):
-    """worth: S of every gate's units, one after the other, float64."""
-
-    worth: Tensor
-
+class Pruner(Ranker):
     def __init__(self, learners: Mapping[Site, Updated], open_: Sequence[Coupling], budget: float, method: LoRAPrune):
         device = next(iter(learners.values())).weight.device
-        super().__init__(learners, [Gate(c, device) for c in open_], budget)
+        super().__init__(learners, [Gate(c, device) for c in open_], budget, method, method.memory, method.every)
         self.updates, self.method = dict(learners), method
-        units = sum(c.units for c in open_)
-        self.register_buffer("worth", torch.zeros(units, dtype=torch.float64, device=device))
 
-    @torch.no_grad()
-    def before_update(self, step: int, optimizer: Optimizer) -> None:
-        now = torch.cat([self._of_units(gate.coupling) for gate in self.gates])
-        self.worth.mul_(self.method.memory).add_(now, alpha=1 - self.method.memory)
+    def part(self, done: float) -> float:
+        return cubic(between(done, self.method.warm_up, 1 - self.method.warm_up))
 
-    def after_update(self, step: int, optimizer: Optimizer) -> None:
-        taken, method = step + 1, self.method
-        if taken == method.steps:
-            self._close(1.0)
-        elif taken % method.every == 0:
-            self._close(cubic(between(taken / method.steps, method.warm_up, 1 - method.warm_up)))
+    def shrink(self, part: float) -> None:
+        self.close(self.remembered(), scaled(alike(self.gates), part * self.budget), part * self.budget)
 
-    def _close(self, part: float) -> None:
-        """Until a part of the budget is gone."""
-        asked = scaled(alike(self.gates), part * self.budget)
-        scores = torch.split(self.worth, [gate.coupling.units for gate in self.gates])
-        self.close(scores, asked, part * self.budget)
-
-    def _of_units(self, coupling: Coupling) -> Tensor:
-        """[units] float64, from the gradients that are there now."""
+    def of_units(self, coupling: Coupling) -> Tensor:
         found = [self._of_member(member) for member in coupling.members]
         return torch.stack([worth / worth.norm().clamp_min(torch.finfo(worth.dtype).tiny) for worth in found]).sum(0)
 
