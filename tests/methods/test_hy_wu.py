@@ -100,12 +100,12 @@ def test_one_delta_stores_the_generator_and_a_folder_gives_it_back(tmp_path: Pat
 
 
 def test_it_is_trained_like_the_others_and_blocks_computed_twice_change_nothing(tmp_path: Path) -> None:
-    folder = tiny_folder(tmp_path / "tiny", num_hidden_layers=2)
+    folder = tiny_folder(tmp_path / "tiny", num_hidden_layers=1)
     (tmp_path / "text.jsonl").write_text("\n".join(f'{{"text": "number {n} of a few"}}' for n in range(12)), encoding="utf-8")
     losses = []
     for recompute in (False, True):
         pace = Pace(at_once=2, recompute=recompute)
-        asked = {"length": 16, "steps": 4, "batch": 4, "learning_rate": 1e-2}
+        asked = {"length": 16, "steps": 3, "batch": 4, "learning_rate": 1e-2}
         method = HyWu(rank=2, prefix=PREFIX, width=8, drop=0.3)
         done = tt.adapt(folder, tmp_path / "text.jsonl", method, tmp_path / f"out{recompute}", pace=pace, **asked)
         losses.append(done.tuned.losses)
@@ -129,7 +129,7 @@ def trained(method: AdapterMethod) -> float:
     model, draw, losses = tiny("llama", num_hidden_layers=2), Seeds(0).at("rows"), []
     adapting.attach(Anatomy.of(model), method, Where(only=("*1.mlp.down_proj",)), Seeds(0))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(80):
+    for _ in range(50):
         ids, wanted = rows(draw)
         loss = torch.nn.functional.cross_entropy(model(ids).logits[:, -1], wanted)
         optimizer.zero_grad()
