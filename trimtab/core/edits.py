@@ -40,6 +40,14 @@ class DropBlock:
 
 
 @dataclass(frozen=True)
+class Arrange:
+    """Let these blocks follow each other, by their indices before the edit. One that comes twice is copied, and nothing is
+    shared afterwards."""
+
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Share:
     """Let a block use the matrices of another one, stored once; norms stay its own. Indices are those before the edit."""
 
@@ -68,5 +76,10 @@ class Untie:
     """Give the output head a matrix of its own where it shares the embedding's."""
 
 
-Edit = SetWeight | SetParam | Narrow | DropBlock | Share | OnBasis | NarrowStream | Untie
+@dataclass(frozen=True)
+class Tie:
+    """Let the output head use the embedding's matrix, stored once."""
+
+
+Edit = SetWeight | SetParam | Narrow | DropBlock | Arrange | Share | OnBasis | NarrowStream | Untie | Tie
 Edits = list[Edit]

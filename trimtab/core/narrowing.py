@@ -27,7 +27,7 @@ class Separable:
 class NarrowingMethod(TaughtMethod):
     """Takes the units of couplings away until the budget is met. Every coupling keeps one unit at least."""
 
-    needs: ClassVar = (Separable,)
+    needs: ClassVar[tuple[type, ...]] = (Separable,)
 
     sparsity: float = rate("fraction of the coupled weights removed, model-wide", 0.2, high=0.9)
     of: str = choice("what sparsity is a fraction of: the coupled weights, or the whole model", "coupled", ("coupled", "model"))

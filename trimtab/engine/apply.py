@@ -1,13 +1,15 @@
 """The only code that changes a model. Methods propose edits; here they happen, and nowhere else."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.anatomy import Anatomy
-from trimtab.core.edits import DropBlock, Edits, Narrow, NarrowStream, OnBasis, SetParam, SetWeight, Share, Untie
+from trimtab.anatomy.sites import is_tied
+from trimtab.core.edits import Arrange, DropBlock, Edits, Narrow, NarrowStream, OnBasis, SetParam, SetWeight, Share, Tie, Untie
 from trimtab.core.errors import ModelError
 from trimtab.core.kinds import LinearWeight
 from trimtab.core.places import Member, Role
@@ -33,8 +35,14 @@ def apply(anatomy: Anatomy, edits: Edits, packed: bool = False) -> None:
                 _narrow(anatomy, edit)
             case Untie():
                 _untie(anatomy)
+            case Tie():
+                _tie(anatomy)
             case NarrowStream():
                 _narrow_stream(anatomy, edit.width)
+            case Arrange():
+                write_out_bases(anatomy.model)
+                write_out(anatomy.model)
+                _arrange(anatomy, edit.blocks)
             case Share():
                 _share(anatomy, edit)
             case OnBasis():
@@ -123,6 +131,15 @@ def _untie(anatomy: Anatomy) -> None:
     model.all_tied_weights_keys = {}  # the host asks this, not the config, when it saves
 
 
+def _tie(anatomy: Anatomy) -> None:
+    model: Any = anatomy.model
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    if not is_tied(model):
+        model.config.tie_word_embeddings = False
+        raise ModelError("this model family knows no tie between embedding and head; both stay as they are")
+
+
 def _narrow_stream(anatomy: Anatomy, width: int) -> None:
     """The config and the embedding; the width of a head stays what it was, also where it followed from the stream's."""
     model: Any = anatomy.model
@@ -135,15 +152,20 @@ def _narrow_stream(anatomy: Anatomy, width: int) -> None:
 
 
 def _drop(anatomy: Anatomy, dropped: Sequence[int]) -> None:
-    """Remove blocks, renumber the rest (the cache index), and shorten every per-layer list of the config."""
+    for block in dropped:  # others may use what goes
+        write_out_bases(anatomy.model, f"{anatomy.blocks_path}.{block}.")
+        write_out(anatomy.model, f"{anatomy.blocks_path}.{block}.")
+    _arrange(anatomy, [i for i in range(len(anatomy.blocks)) if i not in set(dropped)])
+
+
+def _arrange(anatomy: Anatomy, order: Sequence[int]) -> None:
+    """Put blocks in this order, renumber them (the cache index), and do the same to every per-layer list of the config."""
     model: Any = anatomy.model
     count = len(anatomy.blocks)
-    kept = [i for i in range(count) if i not in set(dropped)]
-    for block in dropped:  # others may use what goes
-        write_out_bases(model, f"{anatomy.blocks_path}.{block}.")
-        write_out(model, f"{anatomy.blocks_path}.{block}.")
     parent, _, name = anatomy.blocks_path.rpartition(".")
-    blocks = nn.ModuleList(anatomy.blocks[i] for i in kept)
+    first = {block: place for place, block in reversed(list(enumerate(order)))}
+    found = (anatomy.blocks[i] if first[i] == place else deepcopy(anatomy.blocks[i]) for place, i in enumerate(order))
+    blocks = nn.ModuleList(found)
     setattr(model.get_submodule(parent), name, blocks)
     for index, block in enumerate(blocks):
         for module in block.modules():
@@ -152,5 +174,5 @@ def _drop(anatomy: Anatomy, dropped: Sequence[int]) -> None:
     config = model.config.get_text_config()
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == count and not key.startswith("_"):
-            setattr(config, key, [value[i] for i in kept])
-    config.num_hidden_layers = len(kept)
+            setattr(config, key, [value[i] for i in order])
+    config.num_hidden_layers = len(order)

@@ -1,13 +1,16 @@
 """Matrices while a whole model is trained: what the methods that are taught share."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from trimtab.core.kinds import Learner
+from trimtab.core.places import Site
 from trimtab.core.taught import Pupil, Said
 from trimtab.formats.deltas import fresh_right
 from trimtab.formats.dense import Dense
-from trimtab.tensors.losses import next_token
+from trimtab.tensors.losses import distilled, next_token
 
 
 class Reader(Pupil):
@@ -15,6 +18,19 @@ class Reader(Pupil):
 
     def loss(self, said: Said, taught: Said | None, ids: Tensor, share: Tensor) -> Tensor:
         return next_token(said.logits, ids) * share
+
+
+class Student(Pupil):
+    """Learns to answer as a teacher does. weight: of the teacher's answers in the loss, 0 to 1; the rest is the text's."""
+
+    def __init__(self, learners: Mapping[Site, Learner], own: Sequence[str], weight: float, temperature: float):
+        super().__init__(learners, own)
+        self.weight, self.temperature = weight, temperature
+
+    def loss(self, said: Said, taught: Said | None, ids: Tensor, share: Tensor) -> Tensor:
+        assert taught is not None
+        from_teacher = distilled(said.logits, taught.logits, self.temperature)
+        return (self.weight * from_teacher + (1 - self.weight) * next_token(said.logits, ids)) * share
 
 
 class Free(Learner):

@@ -40,6 +40,7 @@ from trimtab.methods.allocate.welore import WeLore as WeLore
 from trimtab.methods.blocks.evopress_blocks import EvoPressBlocks as EvoPressBlocks
 from trimtab.methods.blocks.foldgpt import FoldGPT as FoldGPT
 from trimtab.methods.blocks.shortgpt import ShortGPT as ShortGPT
+from trimtab.methods.blocks.sws_expand import SwsExpand as SwsExpand
 from trimtab.methods.blocks.unified_skip import UnifiedSkip as UnifiedSkip
 from trimtab.methods.channels.adapt_pruner import AdaptPruner as AdaptPruner
 from trimtab.methods.channels.flap import Flap as Flap
@@ -128,3 +129,5 @@ from trimtab.methods.tune.ofq import Ofq as Ofq
 from trimtab.methods.tune.pat import Pat as Pat
 from trimtab.methods.tune.pv_tuning import PvTuning as PvTuning
 from trimtab.methods.tune.recover import Recover as Recover
+from trimtab.methods.tune.sws import Sws as Sws
+from trimtab.methods.tune.weight_tying import WeightTying as WeightTying

@@ -5,19 +5,14 @@ matrices and gains of the blocks, or over low-rank updates of the matrices (rank
 that are exactly zero stay zero.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
 from trimtab.core.card import Card
-from trimtab.core.kinds import Learner, Seen
+from trimtab.core.kinds import Seen
 from trimtab.core.knobs import count, flag, number, rate
-from trimtab.core.places import Site
-from trimtab.core.taught import Pupil, Said, TaughtMethod, Teacher, gains
-from trimtab.formats.taught import standing
-from trimtab.tensors.losses import distilled, next_token
+from trimtab.core.taught import Pupil, TaughtMethod, Teacher, gains
+from trimtab.formats.taught import Student, standing
 
 if TYPE_CHECKING:
     from trimtab.anatomy import Anatomy
@@ -49,16 +44,3 @@ class Distill(TaughtMethod):
         weights = {site: anatomy.weight(site).dense() for site in self.sites(anatomy)}
         standings = {site: standing(w, self.rank, self.alpha, self.zeros, seen.generator) for site, w in weights.items()}
         return Student(standings, () if self.rank else gains(anatomy), self.weight, self.temperature)
-
-
-class Student(Pupil):
-    """weight: of the teacher's answers in the loss, 0 to 1."""
-
-    def __init__(self, learners: Mapping[Site, Learner], own: Sequence[str], weight: float, temperature: float):
-        super().__init__(learners, own)
-        self.weight, self.temperature = weight, temperature
-
-    def loss(self, said: Said, taught: Said | None, ids: Tensor, share: Tensor) -> Tensor:
-        assert taught is not None
-        from_teacher = distilled(said.logits, taught.logits, self.temperature)
-        return (self.weight * from_teacher + (1 - self.weight) * next_token(said.logits, ids)) * share
