@@ -122,6 +122,7 @@ from trimtab.methods.tune.db_llm import DbLlm as DbLlm
 from trimtab.methods.tune.distill import Distill as Distill
 from trimtab.methods.tune.edgerazor import EdgeRazor as EdgeRazor
 from trimtab.methods.tune.edkm import Edkm as Edkm
+from trimtab.methods.tune.efficientllm import EfficientLLM as EfficientLLM
 from trimtab.methods.tune.elutq_tuning import ElutqTuning as ElutqTuning
 from trimtab.methods.tune.foldgpt_gates import FoldGPTGates as FoldGPTGates
 from trimtab.methods.tune.loraprune import LoRAPrune as LoRAPrune
