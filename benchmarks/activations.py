@@ -34,7 +34,10 @@ def recipes(table: str) -> list[str]:
     before = ("", "smoothquant -> ", "quarot -> ")
     rounded = [f"{first}{weights} -> {inputs}" for weights in (rtn, gptq) for first in before]
     flat = [f"flatquant(bits={bits}, input_bits={input_bits}{more})" for more in (", epochs=0", ", start='identity'", "")]
-    return [*rounded, *flat]
+    channels = f"qllm_channels(to_bits={bits}, input_bits={input_bits})"
+    qllm = f"qllm(bits={bits}, input_bits={input_bits})"
+    fire = ["fireq", "smoothquant(alpha=0.0) -> fireq", "smoothquant(alpha=0.0) -> fireq_keys -> fireq"]
+    return [*rounded, *flat, qllm, f"{channels} -> {qllm}", *(fire if (bits, input_bits) == (4, 8) else [])]
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from trimtab.cli import (
     export,
     generate,
     grow,
-    map,
+    mapping,
     measure,
     methods,
     probe,
@@ -78,7 +78,7 @@ export.register(app)
 generate.register(app)
 chat.register(app)
 bench.register(app)
-map.register(app)
+mapping.register(app)
 grow.register(app)
 methods.register(app)
 claims.register(app)

@@ -19,7 +19,8 @@ def logit_spread(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tens
     """
     logits = (query.double() @ key.double().mT / query.shape[-1] ** 0.5).transpose(0, 1)  # [heads, batch, tokens, others]
     if mask is None:
-        return logits.flatten(1).std(1, correction=0)
+        whole: Tensor = logits.flatten(1).std(1, correction=0)
+        return whole
     attended = mask.expand(query.shape[0], query.shape[1], *logits.shape[2:]).transpose(0, 1)
     return torch.stack([one[kept].std(correction=0) for one, kept in zip(logits, attended, strict=True)])
 

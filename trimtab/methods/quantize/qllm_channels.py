@@ -64,8 +64,7 @@ class QllmChannels(LinearMethod):
 
     def solve(self, weight: Dense, seen: Seen, site: Site) -> Chain:
         matrix, gram, loudest = weight.dense(), seen[Gram], seen[AbsMax]
-        costs = seen.once((QllmChannels, site.name), lambda: merge_costs(gram, matrix))
-        tried = self._candidates(costs, loudest)
+        tried = self._candidates(merge_costs(gram, matrix), loudest)
         lost = [self._lost(one, matrix, gram, loudest) for one in tried]
         best = tried[min(range(len(tried)), key=lost.__getitem__)]
         seen.note("split", len(best.source) - site.shape[1])

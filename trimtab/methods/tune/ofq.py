@@ -5,9 +5,10 @@
                boundary between two codes being nearest; all others stand still, with what the optimizer remembers of them gone
 
 The gradient goes to the weights as if nothing had been rounded, also beyond the clamp. The loss is the teacher's answers.
-Liu et al., ICML 2023 (arXiv:2302.02210), for vision transformers. Weights only: rounded activations, and the query-key
-reparameterization, whose product of two projections would depend on the position in a model with rotary embeddings, are left
-out. Levels are 2^bits odd multiples of s / 2^bits, stored as signs.
+Liu et al., ICML 2023 (arXiv:2302.02210), for vision transformers. Weights only: rounded activations are left out, and so is
+the query-key reparameterization, whose product of two projections would depend on the position in a model with rotary
+embeddings; `benchmarks/oscillation.py` tries it where there are none (`tensors/query_key.py`). Levels are 2^bits odd multiples
+of s / 2^bits, stored as signs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,10 @@ class StatsQ(Latent):
         codes, _, half = self._coded(weight)
         scale = half.unsqueeze(-1) * 2 ** torch.arange(self.bits, device=weight.device)
         return SignPlanes(codes.to(torch.uint8), scale.half(), 1, weight.shape[1])
+
+    def codes(self) -> Tensor:
+        """[out, in], as float, of the weights as they are now."""
+        return self._coded(self.weight.detach())[0]
 
     def undecided(self, border: float) -> Tensor:
         """[out, in] bool: so near to a boundary between codes that the next steps may carry the weight over it."""

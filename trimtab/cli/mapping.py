@@ -90,7 +90,7 @@ def _decoding(blocks: "Sequence[Block]", head: "Product", device: "Accelerator",
         "tokens_per_second": per_second,
         "unfused_tokens_per_second": 1 / apart.seconds,
         "tokens_per_joule": 1 / fused.joules,
-        "tokens_per_second_and_price": per_second / device.price if device.price else None,
+        "tokens_per_second_per_price": per_second / device.price if device.price else None,
         "bytes": fused.bytes,
         "least_time": fused.bound / fused.seconds,
     }
