@@ -49,7 +49,7 @@ SAME_BITS = (
 )
 SOME_BITS = {
     4: ("slim_quant(bits=4)",),
-    3: ("gptq(clip=True) by layerwise_quant(bits=3.303)", "aqlm(books=3)"),
+    3: ("gptq(clip=True) by layerwise_quant(bits=3)", "aqlm(books=3)"),
     2: ("gptq(clip=True) by luq(bits=2.303)", "quarot -> pvq(bits=2)", "aqlm(books=2)"),
 }
 BASELINE = "gptq(bits={bits}, clip=True)"

@@ -35,7 +35,7 @@ SHAPE = f"bits={BITS}, group_size={GROUP_SIZE}"
 
 @dataclass(frozen=True)
 class Side:
-    """One thing to run. job: what it does ("gptq" is what is compared)."""
+    """One thing to run. job: what it does; sides of one job are compared where both programs have some."""
 
     name: str
     program: str
@@ -58,6 +58,9 @@ def sides(fast_products: bool) -> list[Side]:
         Side("trimtab bfloat16", "trimtab", "gptq", ("--recipe", recipe, "--dtype", "bfloat16")),
         peer[2],
         Side("trimtab wanda", "trimtab", "wanda", ("--recipe", "wanda(sparsity=0.5)")),
+        Side("trimtab awq bfloat16", "trimtab", "awq", ("--recipe", f"awq({SHAPE}) -> rtn({SHAPE})", "--dtype", "bfloat16")),
+        Side("llm-compressor awq bfloat16", "llm-compressor", "awq", ("--method", "awq", "--dtype", "bfloat16")),
+        Side("trimtab hlq bfloat16", "trimtab", "hlq", ("--recipe", f"hlq({SHAPE})", "--dtype", "bfloat16")),
     ]
 
 

@@ -1,8 +1,9 @@
-"""The peer's side: GPTQ by llm-compressor, in an environment of its own that knows nothing of trimtab.
+"""The peer's side: GPTQ or AWQ by llm-compressor, in an environment of its own that knows nothing of trimtab.
 
-As its documentation recommends: `oneshot` with a `GPTQModifier`, the sequential pipeline, every other setting at its default
-(columns in order of activation, blocks of 128 columns, damping 0.01, batches not offloaded anywhere else). The head is left
-alone, as in trimtab. It is given token ids, so no tokenizer can differ, and no attention mask, which is faster for it.
+As its documentation recommends: `oneshot`, the sequential pipeline, with a `GPTQModifier` (columns in order of activation, blocks
+of 128 columns, damping 0.01) or an `AWQModifier` and a `QuantizationModifier` (20 points of a grid, scales of weights and
+activations), every other setting at its default. The head is left alone, as in trimtab. It is given token ids, so no tokenizer
+can differ, and no attention mask, which is faster for it.
 """
 
 import argparse
@@ -21,6 +22,8 @@ def main() -> None:
         from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
         from llmcompressor import oneshot
         from llmcompressor.modifiers.gptq import GPTQModifier
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+        from llmcompressor.modifiers.transform import AWQModifier
         from safetensors.torch import save_file
         from torch.utils.data import DataLoader
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,11 +37,13 @@ def main() -> None:
     shown = DataLoader([{"input_ids": ids} for ids in windows], batch_size=given.batch)
     weights = QuantizationArgs(num_bits=given.bits, strategy="group", group_size=given.group_size, symmetric=False)
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    recipe = GPTQModifier(config_groups={"all": scheme}, ignore=["lm_head"])
+    rounding = {"config_groups": {"all": scheme}, "ignore": ["lm_head"]}
+    recipes = {"gptq": lambda: GPTQModifier(**rounding), "awq": lambda: [AWQModifier(), QuantizationModifier(**rounding)]}
     with gauge("compress"):
-        oneshot(model=model, tokenizer=tokenizer, dataset=shown, recipe=recipe, pipeline="sequential")
+        oneshot(model=model, tokenizer=tokenizer, dataset=shown, recipe=recipes[given.method](), pipeline="sequential")
     matrices = {f"{name}.weight": module.weight for name, module in model.named_modules() if hasattr(module, "weight_scale")}
-    save_file({name: weight.detach().contiguous() for name, weight in matrices.items()}, given.weights)
+    gains = {name: weight for name, weight in model.named_parameters() if name.endswith("norm.weight")}
+    save_file({name: weight.detach().contiguous() for name, weight in {**matrices, **gains}.items()}, given.weights)
     found = versions("llmcompressor", "compressed-tensors", "torch", "transformers")
     hand_over(given.result, {"stages": gauge.stages, "matrices": len(matrices), "versions": found})
 
@@ -51,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--result", type=Path, required=True, help=".json file to write seconds and memory to")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--onednn", action="store_true", help="float32 products through oneDNN, as trimtab takes them")
+    parser.add_argument("--method", choices=["gptq", "awq"], default="gptq")
     parser.add_argument("--batch", type=int, default=1, help="windows per forward pass")
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--group-size", type=int, default=64)

@@ -7,6 +7,7 @@ from typing import Any
 
 Line = dict[str, Any]
 FORWARD_SHARE = 0.8  # of a pass whose own work is next to nothing (wanda)
+ROUNDED = ("gptq", "awq")  # jobs that both programs have, to codes of so many bits
 BUSY = 0.05  # share of the machine that others may take before a run counts as disturbed
 
 
@@ -15,7 +16,7 @@ def gate(judged: Line, job: str, rounding: float, bits: int) -> str:
     value = judged["perplexity"]
     if not math.isfinite(value):
         return f"perplexity {value} is not finite"
-    if job != "gptq":
+    if job not in ROUNDED:
         return ""
     if value > rounding:
         return f"perplexity {value:.2f} is worse than plain rounding's {rounding:.2f}"
@@ -74,27 +75,35 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _ratios(lines: Sequence[Line]) -> str:
-    """Each of ours against the best of the peer's, which is chosen anew for every measure."""
-    good = [runs for runs in map(_passed, _sides(lines)) if runs and runs[0]["job"] == "gptq"]
-    ours = [runs for runs in good if runs[0]["program"] == "trimtab"]
-    peers = [runs for runs in good if runs[0]["program"] != "trimtab"]
-    if not ours or not peers:
+    """Each of ours against the best of the peer's at the same job, which is chosen anew for every measure."""
+    good = [runs for runs in map(_passed, _sides(lines)) if runs]
+    rows = [row for job in ROUNDED for row in _ratio_rows([runs for runs in good if runs[0]["job"] == job])]
+    if not rows:
         return ""
-    rows = [
+    head = [
         "## Ratios\n",
         "The peer's best, divided by trimtab's: above 1, trimtab needs less. Perplexity: against the peer's best one, paired "
         "over the windows, in nats per token; negative, trimtab's is better.\n",
         "| side | seconds | seconds, peer as it comes | peak of the call | perplexity difference |",
         "|---|---|---|---|---|",
     ]
+    return "\n".join([*head, *rows])
+
+
+def _ratio_rows(good: Sequence[Sequence[Line]]) -> list[str]:
+    ours = [runs for runs in good if runs[0]["program"] == "trimtab"]
+    peers = [runs for runs in good if runs[0]["program"] != "trimtab"]
+    if not peers:
+        return []
     as_it_comes = [runs for runs in peers if "oneDNN" not in runs[0]["side"]]
     clearest = min(peers, key=lambda runs: runs[0]["perplexity"])
+    rows = []
     for runs in ours:
         times = _ratio(peers, runs, _seconds), _ratio(as_it_comes, runs, _seconds)
         difference, error = _paired(runs[0]["losses"], clearest[0]["losses"])
         cells = (*times, _ratio(peers, runs, _call_peak), f"{difference:+.4f} ± {error:.4f}")
         rows.append(f"| {runs[0]['side']} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    return rows
 
 
 def _ratio(peers: Sequence[Sequence[Line]], ours: Sequence[Line], value: Callable[[Line], float]) -> str:

@@ -81,16 +81,18 @@ def evaluate(given: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(given.threads)
     model, _ = load(resolve_model(MODEL), dtype=torch.float32)
     matrices = load_file(given.weights) if given.weights else {}
-    expected = {f"{site.path}.weight" for site in Anatomy.of(model).sites if site.block is not None}
-    if matrices and matrices.keys() != expected:
-        raise SystemExit(f"{given.weights}: {len(matrices)} matrices, the model's blocks have {len(expected)}")
+    anatomy = Anatomy.of(model)
+    expected = {f"{site.path}.weight" for site in anatomy.sites if site.block is not None}
+    gains = {f"{norm.path}.weight" for norm in anatomy.norms()}  # where scales moved to, if any did
+    if matrices and matrices.keys() - gains != expected:
+        raise SystemExit(f"{given.weights}: {len(matrices.keys() - gains)} matrices, the model's blocks have {len(expected)}")
     with torch.no_grad():
         for name, matrix in matrices.items():
             model.get_parameter(name).copy_(matrix)
     with fast_products():
         losses = token_losses(model, torch.from_numpy(numpy.load(given.judged)))
     found = perplexity(losses)
-    levels = max((_levels(m, given.group_size) for m in matrices.values()), default=0)
+    levels = max((_levels(m, given.group_size) for m in matrices.values() if m.ndim == 2), default=0)
     return {"perplexity": found.value, "stderr": found.stderr, "losses": losses.mean(1).tolist(), "levels": levels}
 
 
@@ -122,7 +124,8 @@ def _keep(anatomy: Any, path: Path) -> None:
     from safetensors.torch import save_file
 
     blocks = [site for site in anatomy.sites if site.block is not None]
-    save_file({f"{site.path}.weight": anatomy.weight(site).dense().contiguous() for site in blocks}, path)
+    gains = {f"{norm.path}.weight": anatomy.model.get_parameter(f"{norm.path}.weight").detach() for norm in anatomy.norms()}
+    save_file(gains | {f"{site.path}.weight": anatomy.weight(site).dense().contiguous() for site in blocks}, path)
 
 
 def _levels(matrix: Any, group_size: int) -> int:

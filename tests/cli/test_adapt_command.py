@@ -51,6 +51,9 @@ def test_what_is_wrong_is_said_in_a_line(trimtab, model: Path, pairs: Path, tmp_
         (["adapt", model, pairs, *out, "--rnak", "4"], "lora has no knob --rnak; did you mean '--rank'?"),
         (["adapt", model, pairs, *out, "--method", "gptq"], "gptq is not trained on data; write trimtab compress"),
         (["adapt", model, pairs, *out, "--rank", "999"], "lora: rank 999 is more than"),
+        (["adapt", model, pairs, *out, "--private", "8", "--validation", "0.1"], "would tell of them; validate on other"),
+        (["adapt", model, pairs, *out, "--private", "8", "--bound", "-1"], "noise, bound and epsilon must be above 0"),
+        (["adapt", model, pairs, *out, "--private", "8", "--method", "dora"], "dora cannot be trained privately; use lora"),
         (["adapt", model, pairs, *out, "--validation", "1.5"], "--validation is a share from 0 to less than 1"),
         (["adapt", model, pairs, *out, "--batch", "400"], "gives 28 rows to train on, a step takes 400"),
         (["adapt", model, tmp_path / "none.jsonl", *out], "cannot read"),
@@ -60,3 +63,23 @@ def test_what_is_wrong_is_said_in_a_line(trimtab, model: Path, pairs: Path, tmp_
         assert done.exit_code == 2, (words, done.stderr)
         assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_private_training_tells_what_was_spent_and_no_losses_of_its_rows(trimtab, model: Path, pairs: Path, tmp_path: Path):
+    pytest.importorskip("opacus")
+    public = tmp_path / "public.jsonl"
+    public.write_text(json.dumps({"prompt": "5 is ", "completion": "5!"}), encoding="utf-8")
+    asked = ["--rank", "4", "--private", "50", "--bound", "0.01", *QUICK[:6], "--steps", "4"]
+    done = trimtab("adapt", model, pairs, "-o", tmp_path / "out", *asked, "--steered", "2", "--validation", public, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert 0 < said["spent"]["epsilon"] <= 50
+    assert [steps for steps, _ in said["tuned"]["validations"]] == [0, said["spent"]["steps"]]
+    assert said["tuned"]["losses"] == []
+    about = json.loads((tmp_path / "out" / "adapter.json").read_text())
+    assert about["private"] == said["spent"]
+    done = trimtab("adapt", model, pairs, "-o", tmp_path / "again", *asked)
+    assert done.exit_code == 0, done.stderr
+    assert "30 to train on, 0 to validate on" in done.stdout
+    assert "epsilon " in done.stdout
+    assert "nats per learned token" not in done.stdout

@@ -210,6 +210,14 @@ def decode_permutation(spec, stored):
     return picked
 
 
+def decode_reassembly(spec, stored):
+    mixed = torch.zeros(spec["shape"], dtype=torch.float64)
+    source, target = (stored[name].tolist() for name in ("source", "target"))
+    for one, other in zip(source, target, strict=True):
+        mixed[other, one] += 1 / (source.count(one) * target.count(other))
+    return mixed
+
+
 def decode_rotation(spec, stored):
     n = spec["shape"][0]
     negative = torch.from_numpy(read_bits(stored["signs"][None], 1, n)[0]).bool()
@@ -268,6 +276,7 @@ DECODERS = {
     "rotated": decode_rotated,
     "lattice": decode_lattice,
     "permutation": decode_permutation,
+    "reassembly": decode_reassembly,
     "rotation": decode_rotation,
     "kronecker": decode_kronecker,
 }

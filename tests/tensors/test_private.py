@@ -2,10 +2,11 @@
 
 from math import sqrt
 
+import pytest
 import torch
 
 from trimtab.core.seeds import Seeds
-from trimtab.tensors.private import clipped, deviation, noisy
+from trimtab.tensors.private import clip_votes, clipped, deviation, joint, noisy, pair_lengths
 
 COUNT = 200_000
 
@@ -52,3 +53,20 @@ def test_the_noise_has_the_deviation_that_was_asked_for() -> None:
     drawn = noisy(torch.zeros(COUNT), wanted, Seeds(0).at("noise")).double()
     assert abs(float(drawn.mean())) < 4 * wanted / sqrt(COUNT)
     assert abs(float(drawn.square().mean()) / wanted**2 - 1) < 4 * sqrt(2 / COUNT)
+
+
+def test_votes_are_shares_of_clipped_pairs_and_one_example_moves_them_as_far_as_is_said() -> None:
+    lengths = [torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([2.0, 2.0, 0.0]), torch.tensor([0.0, 9.0, 0.0])]
+    votes = clip_votes(lengths, [2.0, 1.0, 1.0], [0, 0, 1])
+    torch.testing.assert_close(votes, torch.tensor([0.0 + 0.5 - 0.5, -0.5 + 0.5 - 0.5], dtype=torch.float64))
+    for example in range(3):
+        others = [length[[n for n in range(3) if n != example]] for length in lengths]
+        assert float((votes - clip_votes(others, [2.0, 1.0, 1.0], [0, 0, 1])).norm()) <= sqrt(2) / 2 + 1e-12
+    left, right = pairs(1)
+    assert float(pair_lengths(left, right)) == pytest.approx(length(left, right))
+
+
+def test_two_mechanisms_tell_as_much_as_one_of_less_noise() -> None:
+    assert joint(2.0) == 2.0
+    assert joint(3.0, 4.0) == pytest.approx(2.4)
+    assert joint(1.0, 1e9) == pytest.approx(1.0)

@@ -44,6 +44,10 @@ def adapt(
     general: Annotated[str, typer.Option(help="Text that is not learned, for methods that look at some.")] = "asset:squad-drop",
     patience: Annotated[int, typer.Option(min=0, help="Stop after so many validations without a better one; 0: never.")] = 0,
     every: Annotated[int | None, typer.Option(min=1, help="Steps between validations. (default: a tenth of all)")] = None,
+    private: Annotated[float | None, typer.Option(metavar="EPSILON", help="The most that is told of any row of DATA.")] = None,
+    delta: Annotated[float, typer.Option(help="With --private: the chance that more is told.")] = 1e-5,
+    bound: Annotated[float, typer.Option(help="With --private: of the gradient of a row, matrix by matrix.")] = 0.1,
+    steered: Annotated[int, typer.Option(min=0, help="With --private: steps between moves of an agent; 0: none.")] = 0,
     recompute: Annotated[bool, typer.Option("--recompute", help="Compute blocks twice, to hold one in memory.")] = False,
     seed: Annotated[int, typer.Option(help="Decides the order of the rows and all randomness.")] = 0,
     dtype: Dtype = None,
@@ -64,7 +68,7 @@ def adapt(
     asked: dict[str, Any] = {
         **{"steps": steps, "epochs": epochs, "batch": batch, "length": length, "learning_rate": learning_rate, "decay": decay},
         **{
-            "validation": _share(validation),
+            "validation": _share(validation) if private is None or _is_given(ctx, "validation") else 0.0,
             "general": general,
             "seed": seed,
             "only": tuple(only or ()),
@@ -76,13 +80,16 @@ def adapt(
         with working(quiet, verbose, progress, resumable=True) as watch:
             from trimtab.host.adapt import adapt as run
             from trimtab.host.adapt import as_trained
+            from trimtab.host.private import Privacy
             from trimtab.host.trainer import Pace
 
             pace = Pace(at_once, every, patience, recompute)
-            done = run(model, data, as_trained(made), out, pace=pace, watch=watch, **asked)
+            privacy = None if private is None else Privacy(None, bound, delta, private, steered)
+            done = run(model, data, as_trained(made), out, pace=pace, privacy=privacy, watch=watch, **asked)
     except KeyboardInterrupt as error:
         code = Exit.RESUMABLE if isinstance(error, Terminated) else Exit.INTERRUPTED
-        raise Interrupted("stopped; the same command goes on from the last validation", code) from error
+        goes_on = "begins anew" if private is not None else "goes on from the last validation"
+        raise Interrupted(f"stopped; the same command {goes_on}", code) from error
     show.as_json(done.json()) if json else _tell(done, model)
 
 
@@ -119,6 +126,11 @@ def _understood(ctx: typer.Context, words: list[str], id: str) -> "tuple[str, st
     return named[0], named[1], make(id, values)
 
 
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _share(given: str) -> str | float:
     try:
         share = float(given)
@@ -137,9 +149,15 @@ def _tell(done: "Adapted", model: str) -> None:
         "trained parameters": f"{done.trained_parameters:,}",
         "rows": f"{done.rows} to train on, {done.validation_rows} to validate on; {done.truncated} cut, {done.dropped} left out",
         "steps": f"{len(tuned.losses)}{', stopped early' if tuned.stopped else ''}, in {spell(tuned.seconds)}",
-        "loss": f"{tuned.losses[0]:.4f} -> {sum(last) / len(last):.4f} nats per learned token, mean of the last {len(last)}",
-        "peak memory": show.size(done.peak_memory),
     }
+    if done.spent:
+        said["steps"] = f"{done.spent.steps}, in {spell(tuned.seconds)}"
+        said["private"] = f"epsilon {done.spent.epsilon:.3f}, delta {done.spent.delta:g}, noise {done.spent.noise:.3f}"
+    else:
+        said["loss"] = (
+            f"{tuned.losses[0]:.4f} -> {sum(last) / len(last):.4f} nats per learned token, mean of the last {len(last)}"
+        )
+    said["peak memory"] = show.size(done.peak_memory)
     if tuned.validations:
         best = dict(tuned.validations)[tuned.best]
         said["validation"] = f"{tuned.validations[0][1]:.4f} -> {best:.4f} after step {tuned.best}, the one that was kept"

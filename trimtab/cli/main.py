@@ -19,6 +19,7 @@ from trimtab.cli import (
     export,
     generate,
     grow,
+    map,
     measure,
     methods,
     probe,
@@ -77,6 +78,7 @@ export.register(app)
 generate.register(app)
 chat.register(app)
 bench.register(app)
+map.register(app)
 grow.register(app)
 methods.register(app)
 claims.register(app)

@@ -131,7 +131,7 @@ def _file(path: Path, tokenizer: ChatTokenizer) -> tuple[list[str], list[Row]]:
         if "messages" in entry:
             rows.append(_conversation(place, entry["messages"], tokenizer))
         elif "prompt" in entry or "completion" in entry:
-            rows.append(_answered(_string(place, entry, "prompt"), _string(place, entry, "completion"), tokenizer))
+            rows.append(answered(_string(place, entry, "prompt"), _string(place, entry, "completion"), tokenizer))
         else:
             texts.append(_string(place, entry, "text"))
     if not texts and not rows:
@@ -166,7 +166,8 @@ def _string(place: str, entry: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _answered(prompt: str, completion: str, tokenizer: ChatTokenizer) -> Row:
+def answered(prompt: str, completion: str, tokenizer: ChatTokenizer) -> Row:
+    """A row of which the completion and the end of sequence are learned."""
     encode = encoder(tokenizer)
     asked, answer = [*opening(tokenizer), *encode(prompt)], list(encode(completion))
     if tokenizer.eos_token_id is not None:

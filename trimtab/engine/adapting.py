@@ -5,6 +5,7 @@ exchanged, so plain, transposed and packed layers are all the same here, and the
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from trimtab.anatomy import Anatomy
 from trimtab.anatomy.sites import is_conv1d, is_linear
 from trimtab.core.errors import UsageError
 from trimtab.core.kinds import Seen, Statistic
+from trimtab.core.listening import Listener, ListeningDelta
 from trimtab.core.places import Role, Site
 from trimtab.core.progress import Watcher, unwatched
 from trimtab.core.recipe import Where
@@ -96,9 +98,14 @@ def beside(model: nn.Module, deltas: Mapping[str, Delta]) -> None:
             raise UsageError(f"{path} has an adapter already; merge it, or take it off with `detach`")
     for path, delta in deltas.items():
         layer = model.get_submodule(path)
-        layer.add_module(CHILD, delta)
+        layer.add_module(CHILD, delta.train(layer.training))
         handle = layer.register_forward_hook(_add)
         layer.__dict__["delta_handle"] = handle  # past nn.Module's bookkeeping: a handle is no part of the state
+    listeners = {id(d.listener): d.listener for d in deltas.values() if isinstance(d, ListeningDelta)}
+    whole = getattr(model, "base_model", model)  # without the head, which not everybody asks for
+    for listener in listeners.values():
+        handle = whole.register_forward_pre_hook(partial(_hear, listener), with_kwargs=True)
+        model.__dict__.setdefault("listener_handles", []).append(handle)
 
 
 def deltas(model: nn.Module) -> dict[str, Delta]:
@@ -114,6 +121,8 @@ def detach(model: nn.Module) -> dict[str, Delta]:
         layer = model.get_submodule(path)
         layer.__dict__.pop("delta_handle").remove()
         delattr(layer, CHILD)
+    for handle in model.__dict__.pop("listener_handles", []):
+        handle.remove()
     return found
 
 
@@ -135,6 +144,18 @@ def merge(anatomy: Anatomy) -> list[str]:
         site = sites[path]
         place(anatomy.model, path, weight, anatomy.bias(site), site.transposed)
     return list(weights)
+
+
+def _hear(listener: Listener, model: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """The hook of the whole model, before it computes."""
+    embedded, cache, mask = (options.get(name) for name in ("inputs_embeds", "past_key_values", "attention_mask"))
+    if embedded is None:
+        with torch.no_grad():
+            embedded = model.get_input_embeddings()(given[0] if given else options["input_ids"])
+    past = 0 if cache is None else int(cache.get_seq_length())
+    if mask is None:
+        mask = torch.ones(len(embedded), past + embedded.shape[1], device=embedded.device)
+    listener.hear(embedded, mask.bool(), past)
 
 
 def _add(layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ class DenseLeaf:
 
 def with_dense_leaves(weight: LinearWeight, dtype: torch.dtype) -> Any:
     """The same composition (sum, chain, rotation) over leaves that are unpacked already."""
-    whole = formats.BlockDiagonal | formats.Kronecker | formats.Permutation
+    whole = formats.BlockDiagonal | formats.Kronecker | formats.Permutation | formats.Reassembly
     if isinstance(weight, whole) or forward.is_short(weight):
         return weight  # multiplied block by block, factor by factor, or not at all; unpacked it would only be larger
     parts = _parts(weight)

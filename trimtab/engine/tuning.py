@@ -33,6 +33,7 @@ from trimtab.core.progress import Progress
 from trimtab.core.report import Receipt
 from trimtab.engine.apply import apply
 from trimtab.engine.observing import is_statistic
+from trimtab.engine.packed_linear import PackedLinear
 from trimtab.engine.resume import Begun, block_done
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class _Tuner:
 
     def _answer(self, block: int, batch: int, hidden: Tensor, learners: dict[Site, Learner]) -> Tensor:
         module, call = self.anatomy.blocks[block], self.inputs.calls[block][batch]
-        with _feeding(self.anatomy, learners):
+        with _unpacked(self.anatomy, learners), _feeding(self.anatomy, learners):
             output = functional_call(module, _instead(self.anatomy, block, learners), (hidden, *call.args), call.kwargs)
         answer: Tensor = output[0] if isinstance(output, tuple) else output
         return answer
@@ -229,6 +230,22 @@ def _fixed(block: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asked:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _unpacked(anatomy: Anatomy, learners: Mapping[Site, Learner]) -> Iterator[None]:
+    """Inside, layers whose matrices are packed are ordinary ones, which wait for a matrix."""
+    modules = {site.path: anatomy.module(site) for site in learners}
+    packed = {path: module for path, module in modules.items() if isinstance(module, PackedLinear)}
+    try:
+        for path, module in packed.items():
+            layer = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            layer.bias = module.bias
+            anatomy.model.set_submodule(path, layer)
+        yield
+    finally:
+        for path, module in packed.items():
+            anatomy.model.set_submodule(path, module)
 
 
 @contextmanager

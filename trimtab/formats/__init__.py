@@ -17,6 +17,7 @@ from trimtab.formats.mpo import Mpo
 from trimtab.formats.nm import NM
 from trimtab.formats.permutation import Permutation
 from trimtab.formats.pyramid import Pyramid
+from trimtab.formats.reassembly import Reassembly
 from trimtab.formats.registry import FORMATS, build, layout
 from trimtab.formats.rotated import Rotated
 from trimtab.formats.rotation import Rotation
@@ -45,6 +46,7 @@ _OURS: tuple[type[LinearWeight], ...] = (
     Activations,
     Kronecker,
     Permutation,
+    Reassembly,
 )
 FORMATS.update({format.kind: format for format in _OURS})
 
@@ -71,6 +73,7 @@ __all__ = [
     "Mpo",
     "Permutation",
     "Pyramid",
+    "Reassembly",
     "Rotated",
     "Rotation",
     "SignPlanes",

@@ -13,16 +13,21 @@ from torch import Tensor
 
 from trimtab.core.errors import ModelError, UsageError
 from trimtab.core.kinds import Layout, LinearWeight
+from trimtab.core.places import Role, Site
 from trimtab.formats import checks, nested
 from trimtab.formats.container import Container
-from trimtab.tensors.activations import per_token
+from trimtab.tensors.activations import per_token, per_token_e4m3
 
 FEWEST, MOST = 2, 8  # bits
+PLAIN = (MOST, 1.0, 0)  # bits, clip and loud of floating numbers
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Activations(Container):
-    """inner: any weight; input_bits, group_size, clip, loud: as in `tensors.activations.per_token`. Raises `UsageError`."""
+    """inner: any weight; input_bits, group_size, clip, loud: as in `tensors.activations.per_token`. Raises `UsageError`.
+
+    floating: inputs become e4m3 numbers, which have 8 bits; clip and loud are for integers.
+    """
 
     kind: ClassVar[str] = "activations"
     inner: LinearWeight
@@ -30,6 +35,7 @@ class Activations(Container):
     group_size: int
     clip: float = 1.0
     loud: int = 0
+    floating: bool = False
     shape: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,10 +48,14 @@ class Activations(Container):
             raise UsageError(f"Activations: clip must be above 0 and at most 1, got {self.clip:g}")
         if not 0 <= self.loud <= in_ // self.group_size:
             raise UsageError(f"Activations: of {in_ // self.group_size} groups {self.loud} cannot be loud")
+        if self.floating and (self.input_bits, self.clip, self.loud) != PLAIN:
+            raise UsageError("Activations: floating numbers have 8 bits, are not clipped, and no group of them is louder")
         self._store(shape=self.inner.shape)
 
     def rounded(self, x: Tensor) -> Tensor:
         """What `inner` is given for x [..., in]."""
+        if self.floating:
+            return per_token_e4m3(x, self.group_size)
         return per_token(x, self.input_bits, self.group_size, self.clip, self.loud)
 
     def dense(self) -> Tensor:
@@ -55,11 +65,12 @@ class Activations(Container):
         return nested.tensors([self.inner])
 
     def spec(self) -> dict[str, Any]:
-        return activations_spec(nested.specs([self.inner])[0], self.input_bits, self.group_size, self.clip, self.loud)
+        (inner,) = nested.specs([self.inner])
+        return activations_spec(inner, self.input_bits, self.group_size, self.clip, self.loud, self.floating)
 
     @classmethod
     def layout(cls, spec: Mapping[str, Any]) -> Layout:
-        checks.fields(spec, cls.kind, "input_bits", "group_size", "clip", "loud", "parts")
+        checks.fields(spec, cls.kind, "input_bits", "group_size", "clip", "loud", "floating", "parts")
         shape = checks.shape(spec, cls.kind)
         checks.whole(spec["input_bits"], cls.kind, "input_bits", FEWEST, MOST)
         groups = checks.divides(checks.whole(spec["group_size"], cls.kind, "group_size"), shape[1], cls.kind, "group_size")
@@ -67,6 +78,8 @@ class Activations(Container):
         clip = spec["clip"]
         if not isinstance(clip, float) or not 0 < clip <= 1:
             raise ModelError(f"{cls.kind}: clip must be a number above 0 and at most 1, got {checks.shown(clip)}")
+        if checks.flag(spec["floating"], cls.kind, "floating") and (spec["input_bits"], clip, spec["loud"]) != PLAIN:
+            raise ModelError(f"{cls.kind}: floating numbers have 8 bits, clip 1 and no loud groups; the file is damaged")
         whole, shapes = nested.layout(cls.kind, spec["parts"], most=1)
         if shapes[0] != shape:
             raise ModelError(f"{cls.kind}: shape is {list(shape)}, its part is {list(shapes[0])}")
@@ -76,14 +89,22 @@ class Activations(Container):
     def build(cls, spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         checks.match(cls.kind, cls.layout(spec), tensors)
         (inner,) = nested.build(spec["parts"], tensors)
-        return cls(inner, spec["input_bits"], spec["group_size"], spec["clip"], spec["loud"])
+        return cls(inner, spec["input_bits"], spec["group_size"], spec["clip"], spec["loud"], spec["floating"])
 
 
-def activations_spec(inner: Mapping[str, Any], bits: int, group_size: int, clip: float, loud: int = 0) -> dict[str, Any]:
+def activations_spec(
+    inner: Mapping[str, Any], bits: int, group_size: int, clip: float, loud: int = 0, floating: bool = False
+) -> dict[str, Any]:
     """The spec of `Activations` around a weight of this spec. group_size 0: all inputs together."""
     shape = list(inner["shape"])
     own = {"input_bits": bits, "group_size": group_size or shape[1], "clip": float(clip), "loud": loud}
-    return {"kind": Activations.kind, "shape": shape, **own, "parts": [dict(inner)]}
+    return {"kind": Activations.kind, "shape": shape, **own, "floating": floating, "parts": [dict(inner)]}
+
+
+def check_inputs(who: str, site: Site) -> None:
+    """Raises `UsageError` for a matrix that is not given activations as an ordinary layer is."""
+    if site.index is not None or site.role is Role.EMBED:
+        raise UsageError(f"{who} rounds what layers are given; {site.name} is no layer of its own, skip it")
 
 
 def rounds_inputs(spec: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from trimtab.formats.kronecker import Kronecker
 from trimtab.formats.lowrank import Chain
 from trimtab.formats.mpo import Mpo
 from trimtab.formats.permutation import Permutation
+from trimtab.formats.reassembly import Reassembly
 from trimtab.formats.rotated import Rotated
 from trimtab.formats.rotation import Rotation
 from trimtab.formats.sum import Sum
@@ -85,7 +86,7 @@ def linear(x: Tensor, weight: LinearWeight, bias: Tensor | None = None, leaf: Le
         return linear(weight.rounded(x), weight.inner, bias, leaf)
     if picks(weight, x):
         return _picked(x, weight, bias)
-    if isinstance(weight, Rotation | Kronecker | Permutation):
+    if isinstance(weight, Rotation | Kronecker | Permutation | Reassembly):
         y = inverse(x, weight.block, weight.signs) if isinstance(weight, Rotation) else weight.applied(x)
         return y if bias is None else y + bias
     return leaf(x, weight, bias)
@@ -99,7 +100,7 @@ def leaves(weight: LinearWeight) -> Iterator[LinearWeight]:
         parts = weight.parts
     elif isinstance(weight, Rotated | Activations):
         parts = (weight.inner,)
-    elif isinstance(weight, Rotation | Kronecker | Permutation):
+    elif isinstance(weight, Rotation | Kronecker | Permutation | Reassembly):
         return
     else:
         yield weight

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -24,22 +25,28 @@ from trimtab.data.examples import Examples, examples, held_out
 from trimtab.data.windows import calibration_windows
 from trimtab.engine import adapting
 from trimtab.formats import is_plain
+from trimtab.formats.deltas import LowRankDelta
 from trimtab.host import adapters, checkpoint
 from trimtab.host.fingerprint import fingerprint
 from trimtab.host.finishing import Finishing, finishing
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.peak import peak_memory
 from trimtab.host.pretrain import Course
+from trimtab.host.private import Privacy, Spent, tune_privately
 from trimtab.host.publish import check_apart, check_target
-from trimtab.host.trainer import Pace, digest_of, is_first, tune
+from trimtab.host.trainer import Pace, digest_of, is_first, tune, validation_loss
 from trimtab.host.tuned import Tuned
 
 SHOWN = 256  # rows before training
+PRIVATE = ("lora", "rslora")  # plain products: gradients of single rows are known for these
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What a training came to. truncated: rows that were cut; dropped: those with nothing left to learn."""
+    """What a training came to. truncated: rows that were cut; dropped: those with nothing left to learn.
+
+    spent: of a private training, which tells no losses of the rows.
+    """
 
     folder: Path
     method: str
@@ -50,6 +57,7 @@ class Adapted:
     dropped: int
     tuned: Tuned
     peak_memory: int
+    spent: Spent | None = None
 
     def json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -57,7 +65,8 @@ class Adapted:
     @staticmethod
     def of(said: Mapping[str, Any]) -> "Adapted":
         """From what `json` gave."""
-        return Adapted(**{**said, "folder": Path(said["folder"]), "tuned": Tuned.of(said["tuned"])})
+        spent = Spent.of(said["spent"]) if said["spent"] else None
+        return Adapted(**{**said, "folder": Path(said["folder"]), "tuned": Tuned.of(said["tuned"]), "spent": spent})
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ def adapt(
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     pace: Pace = Pace(),
+    privacy: Privacy | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     overwrite: bool = False,
@@ -107,12 +117,14 @@ def adapt(
     """Trains a model, dense or compressed, on text, prompts with completions, or conversations, and writes what was trained.
 
     method: such as `trimtab.methods.Lora(rank=16)` or "lora(rank=16)"; an adapter becomes an adapter folder, a schedule a model
-    folder. lesson: the fields of `Lesson`. Stopped at any time, the same call goes on from `OUT.training`. Raises `UsageError`
+    folder. lesson: the fields of `Lesson`. privacy: trains LoRA so that little is told of any one row, and validates on
+    public data or none (`host/private.py`). Stopped at any time, the same call goes on from `OUT.training`. Raises `UsageError`
     (and its kinds) before anything is trained if the request does not fit or another process writes there, `TrimtabError` if
     the loss stops being finite.
     """
     method = as_trained(method)
     asked = Lesson(str(data), **lesson)
+    _check_told(privacy, asked.validation)
     check_apart(model, out)
     with finishing(out) if is_first() else nullcontext() as end:
         if end is None or not end.is_in_place:
@@ -124,7 +136,9 @@ def adapt(
             raise UsageError(f"{model} has no tokenizer; copy the tokenizer files of the original model into it")
         base = adapters.Base(_called(model), fingerprint(folder))
         target = Path(out).expanduser().resolve()
-        job = _Job(method, Where(only, skip), asked, pace, opened, tokenizer, base, *_rows(asked, tokenizer, opened), target)
+        job = _Job(
+            method, Where(only, skip), asked, pace, privacy, opened, tokenizer, base, *_rows(asked, tokenizer, opened), target
+        )
         said = end.said(job.identity) if end else None
         if said is None:
             check_target(out, overwrite)  # what is in place, if anything, came of another request
@@ -145,6 +159,7 @@ class _Job:
     where: Where
     lesson: Lesson
     pace: Pace
+    privacy: Privacy | None
     model: PreTrainedModel
     tokenizer: Any
     base: adapters.Base
@@ -166,6 +181,7 @@ class _Job:
             "where": asdict(self.where),
             "lesson": asdict(self.lesson),
             "pace": asdict(self.pace),
+            "privacy": self.privacy and asdict(self.privacy),
         }
         return {"model": self.base.fingerprint, "dtype": self.model.dtype, "rows": rows, **asked}
 
@@ -187,26 +203,55 @@ def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watch
         **job.method.knobs(),
         "layers": list(deltas),
     }
-    tuned = tune(
-        job.model,
-        trained,
-        job.train.rows,
-        course,
-        job.place,
-        validation=job.validation.rows,
-        pace=job.pace,
-        hooks=hooks,
-        general=general,
-        identity=identity,
-        watch=watch,
-    )
+    spent: Spent | None = None
+    if job.privacy is not None:
+        tuned, spent = _privately(job, job.privacy, course, deltas, watch)
+    else:
+        tuned = tune(
+            job.model,
+            trained,
+            job.train.rows,
+            course,
+            job.place,
+            validation=job.validation.rows,
+            pace=job.pace,
+            hooks=hooks,
+            general=general,
+            identity=identity,
+            watch=watch,
+        )
     count = still_there(job.model, trained)
     numbers = (len(job.train.rows), len(job.validation.rows), job.train.truncated, job.train.dropped)
-    done = Adapted(job.out, str(job.method), count, *numbers, tuned, peak_memory())
+    done = Adapted(job.out, str(job.method), count, *numbers, tuned, peak_memory(), spent)
     if end is not None:
         watch(Progress("save", 0, 1, str(job.out)))
         _write(job, done, deltas, overwrite, end.about_to(job.identity, done.json()))
     return done
+
+
+def _check_told(privacy: Privacy | None, validation: str | float) -> None:
+    """Raises `UsageError` where private rows would be told of in another way."""
+    if privacy is not None and not isinstance(validation, str) and validation > 0:
+        raise UsageError("a loss on a share of private rows would tell of them; validate on other, public data, or on 0 of them")
+
+
+def _privately(job: _Job, privacy: Privacy, course: Course, deltas: Mapping[str, Delta], watch: Watcher) -> tuple[Tuned, Spent]:
+    """Losses are told of the public rows only, before and after. Bounds are moved block by block."""
+    if job.method.card.id not in PRIVATE:
+        raise UsageError(f"{job.method.card.id} cannot be trained privately; use {' or '.join(PRIVATE)}")
+    pairs = [delta for delta in deltas.values() if isinstance(delta, LowRankDelta)]
+    public, begun = job.validation.rows, perf_counter()
+    of_path = {site.path: site.block for site in Anatomy.of(job.model).sites}
+    blocks = list(dict.fromkeys(of_path[path] for path in deltas))
+    groups = [blocks.index(of_path[path]) for path in deltas]
+
+    def losses() -> list[float]:
+        return [validation_loss(job.model, public, course.batch)] if public else []
+
+    before = losses()
+    spent = tune_privately(job.model, pairs, job.train.rows, course, privacy, watch=watch, public=public, groups=groups)
+    told = [(0, loss) for loss in before] + [(spent.steps, loss) for loss in losses()]
+    return Tuned(validations=told, best=spent.steps, seconds=perf_counter() - begun), spent
 
 
 def _write(job: _Job, done: Adapted, deltas: Mapping[str, Delta], overwrite: bool, ready: Callable[[Path], None]) -> None:
@@ -214,6 +259,7 @@ def _write(job: _Job, done: Adapted, deltas: Mapping[str, Delta], overwrite: boo
         checkpoint.save(job.model, job.tokenizer, job.out, overwrite=overwrite, ready=ready)
         return
     said = {"lesson": asdict(job.lesson), "trained_parameters": done.trained_parameters, "tuned": asdict(done.tuned)}
+    said |= {"private": asdict(done.spent)} if done.spent else {}
     adapters.write(job.out, deltas, job.method, job.base, said, adapters.transposed(job.model, deltas), overwrite, ready)
 
 

@@ -10,6 +10,7 @@ from trimtab.methods.adapt.dora import Dora as Dora
 from trimtab.methods.adapt.ewc_lora import EwcLora as EwcLora
 from trimtab.methods.adapt.fouriermoe import Fouriermoe as Fouriermoe
 from trimtab.methods.adapt.hut import Hut as Hut
+from trimtab.methods.adapt.hy_wu import HyWu as HyWu
 from trimtab.methods.adapt.ist import Ist as Ist
 from trimtab.methods.adapt.lisa import Lisa as Lisa
 from trimtab.methods.adapt.lora import Lora as Lora
@@ -59,6 +60,7 @@ from trimtab.methods.factorize.svd_llm import SvdLlm as SvdLlm
 from trimtab.methods.factorize.vq_logits import VqLogits as VqLogits
 from trimtab.methods.probe.depth_efficiency import DepthEfficiency as DepthEfficiency
 from trimtab.methods.probe.feature_spectrum import FeatureSpectrum as FeatureSpectrum
+from trimtab.methods.probe.flightllm import FlightLLM as FlightLLM
 from trimtab.methods.probe.lora_limits import LoraLimits as LoraLimits
 from trimtab.methods.probe.outliers import Outliers as Outliers
 from trimtab.methods.probe.sensitivity import Sensitivity as Sensitivity
@@ -79,6 +81,7 @@ from trimtab.methods.quantize.comet import Comet as Comet
 from trimtab.methods.quantize.d2quant import D2Quant as D2Quant
 from trimtab.methods.quantize.easyquant import EasyQuant as EasyQuant
 from trimtab.methods.quantize.elutq import Elutq as Elutq
+from trimtab.methods.quantize.fireq import FireQ as FireQ
 from trimtab.methods.quantize.flatquant import FlatQuant as FlatQuant
 from trimtab.methods.quantize.flexround import FlexRound as FlexRound
 from trimtab.methods.quantize.gptaq import Gptaq as Gptaq
@@ -87,6 +90,8 @@ from trimtab.methods.quantize.hlq import Hlq as Hlq
 from trimtab.methods.quantize.hqq import Hqq as Hqq
 from trimtab.methods.quantize.omniquant import OmniQuant as OmniQuant
 from trimtab.methods.quantize.pvq import Pvq as Pvq
+from trimtab.methods.quantize.qllm import Qllm as Qllm
+from trimtab.methods.quantize.qllm_channels import QllmChannels as QllmChannels
 from trimtab.methods.quantize.quantlrm import QuantLRM as QuantLRM
 from trimtab.methods.quantize.quip import Quip as Quip
 from trimtab.methods.quantize.quip_sharp import QuipSharp as QuipSharp
@@ -98,6 +103,7 @@ from trimtab.methods.quantize.shiftaddllm import ShiftAddLlm as ShiftAddLlm
 from trimtab.methods.quantize.sliderquant import SliderQuant as SliderQuant
 from trimtab.methods.quantize.slim_quant import SlimQuant as SlimQuant
 from trimtab.methods.quantize.smoothquant import SmoothQuant as SmoothQuant
+from trimtab.methods.rewrite.fireq_keys import FireQKeys as FireQKeys
 from trimtab.methods.rewrite.quarot import QuaRot as QuaRot
 from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT
 from trimtab.methods.scratch.galore import GaLore as GaLore

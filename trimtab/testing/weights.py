@@ -22,6 +22,7 @@ from trimtab.formats import (
     Mpo,
     Permutation,
     Pyramid,
+    Reassembly,
     Rotated,
     Rotation,
     SignPlanes,
@@ -195,11 +196,20 @@ def uncompiled(out: int, in_: int, generator: torch.Generator) -> list[LinearWei
     return [
         kronecker(out, in_, generator, scaled=True),
         Activations(Dense(_matrix(out, in_, generator)), 8, in_),
+        Activations(grouped(out, in_, 4, generator), 8, _divisor(in_, 16), floating=True),
         rotated(groups, generator),
         Chain((groups, kronecker(in_, in_, generator))),
         order,
+        reassembly(in_),
         Chain((Activations(grouped(out, in_, 3, generator), 3, in_, loud=1), order)),
+        Chain((Activations(grouped(out, in_, 4, generator), 4, in_), reassembly(in_))),
     ]
+
+
+def reassembly(width: int) -> Reassembly:
+    """The first channel is split in two, the last two are one."""
+    order = torch.arange(width)
+    return Reassembly(torch.cat([order[:1], order]), torch.cat([order[-1:], order[:-1], order[-2:-1]]))
 
 
 def rotated(inner: LinearWeight, generator: torch.Generator) -> Rotated:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trimtab.core.card import Card
-from trimtab.core.errors import UsageError
 from trimtab.core.kinds import LinearMethod, LinearWeight, Seen
 from trimtab.core.knobs import count, rate
-from trimtab.core.places import Role, Site
+from trimtab.core.places import Site
 from trimtab.formats import Activations, check_group_size
-from trimtab.formats.activations import activations_spec
+from trimtab.formats.activations import activations_spec, check_inputs
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,3 @@ class ActQuant(LinearMethod):
     def solve(self, weight: LinearWeight, seen: Seen, site: Site) -> Activations:
         inner = weight.inner if isinstance(weight, Activations) else weight
         return Activations(inner, self.bits, self.group_size or site.shape[1], self.clip)
-
-
-def check_inputs(who: str, site: Site) -> None:
-    """Raises `UsageError` for a matrix that is not given activations as an ordinary layer is."""
-    if site.index is not None or site.role is Role.EMBED:
-        raise UsageError(f"{who} rounds what layers are given; {site.name} is no layer of its own, skip it")
