@@ -67,8 +67,8 @@ def test_what_comes_out_is_an_ordinary_folder(method, tmp_path):
     assert sum(done.tuned.losses[-3:]) < sum(done.tuned.losses[:3])
 
 
-def test_a_killed_training_ends_in_the_same_file(tmp_path):
-    method = "sst(rank=4, every=3, warm_up=2)"
+@pytest.mark.parametrize("method", ["sst(rank=4, every=3, warm_up=2)", "mixture_growth(apart=0.5)"])
+def test_a_killed_training_ends_in_the_same_file(method, tmp_path):
 
     def stop(now: Progress) -> None:
         if now.phase == "train" and now.done == 5:

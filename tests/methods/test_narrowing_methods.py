@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from trimtab.methods.tune.efficientllm import taken_over
 
 from trimtab.anatomy import Anatomy
 from trimtab.core import registry
@@ -25,6 +24,7 @@ from trimtab.formats.taught import Updated
 from trimtab.host.compress import compress
 from trimtab.host.school import school
 from trimtab.methods.tune.adapt_pruner_tuned import importance
+from trimtab.methods.tune.efficientllm import taken_over
 from trimtab.methods.tune.loraprune import surrogate
 from trimtab.stats import Gram
 from trimtab.tensors.gates import gumbel_sigmoid, hard_concrete, likely_open, polar, reversed_, without_noise

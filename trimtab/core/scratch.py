@@ -60,6 +60,9 @@ class ScratchMethod(TrainedMethod):
     def begin(self, weight: Tensor, generator: torch.Generator, site: Site) -> Structure:
         """weight [out, in] float32: random, of the spread that the model wants at this place; not to be changed."""
 
+    def join(self, structures: Mapping[Site, Structure]) -> None:
+        """Once all have begun, in forward order: lets structures use the same parameters, which are then trained once."""
+
     def hook(self, structures: Mapping[str, Structure], steps: int, seeds: Seeds) -> Hook | None:
         """What has to happen around the steps, of which there are `steps`. structures: by path of the layer."""
         return None

@@ -35,13 +35,12 @@ def put(anatomy: Anatomy, method: ScratchMethod, seeds: Seeds) -> dict[str, Stru
     sites = chosen(anatomy, method)
     for site in sites:
         method.fits(site)
-    made = {}
-    for site in sites:
+    made = {site: method.begin(anatomy.weight(site).dense(), seeds.at("begin", site.name), site) for site in sites}
+    method.join(made)
+    for site, structure in made.items():
         layer = cast(nn.Linear, anatomy.module(site))
-        structure = method.begin(anatomy.weight(site).dense(), seeds.at("begin", site.name), site)
         anatomy.model.set_submodule(site.path, Standing(structure, layer.bias))
-        made[site.path] = structure
-    return made
+    return {site.path: structure for site, structure in made.items()}
 
 
 def settle(model: nn.Module, structures: Mapping[str, Structure]) -> None:

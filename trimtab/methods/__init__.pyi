@@ -109,6 +109,7 @@ from trimtab.methods.rewrite.slicegpt import SliceGPT as SliceGPT
 from trimtab.methods.scratch.galore import GaLore as GaLore
 from trimtab.methods.scratch.learned_butterfly import LearnedButterfly as LearnedButterfly
 from trimtab.methods.scratch.low_rank import LowRank as LowRank
+from trimtab.methods.scratch.mixture_growth import MixtureGrowth as MixtureGrowth
 from trimtab.methods.scratch.phm import Phm as Phm
 from trimtab.methods.scratch.relora import ReLoRA as ReLoRA
 from trimtab.methods.scratch.sltrain import SLTrain as SLTrain

@@ -35,7 +35,7 @@ class SwsExpand(ModelMethod):
         claims=(
             Claim(
                 "stages-repeat-better-than-blocks",
-                "sws(stages=3, steps=400) -> sws_expand(depth=8) -> recover(rank=0, steps=100)",
+                "sws(stages=3, steps=800, learning_rate=0.002) -> sws_expand(depth=8) -> recover(rank=0, steps=100)",
                 "<",
                 "sws_expand(depth=8) -> recover(rank=0, steps=100)",
                 note="eight blocks of six; those on the right have not learned to be repeated, and saw less text",

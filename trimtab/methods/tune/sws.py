@@ -40,7 +40,7 @@ class Sws(TaughtMethod):
         claims=(
             Claim(
                 "beats-blocks-of-the-teacher",
-                "sws(stages=3, steps=400) -> sws_expand(depth=4) -> recover(rank=0, steps=100)",
+                "sws(stages=3, steps=800, learning_rate=0.002) -> sws_expand(depth=4) -> recover(rank=0, steps=100)",
                 "<",
                 "shortgpt(drop=2) -> recover(rank=0, steps=100)",
                 published="better than layers picked by hand, DeiT, ImageNet",
@@ -57,7 +57,7 @@ class Sws(TaughtMethod):
     temperature: float = number("of both models' answers", 1.0, low=0.01)
     steps: int = count("steps of training", 200)
     windows: int = count("windows in a step", 4)
-    learning_rate: float = number("the highest one", 3e-4, low=1e-8)
+    learning_rate: float = number("the highest one", 1e-3, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:
         found = self._stages(anatomy)
