@@ -7,6 +7,7 @@ matrices of that block, and what that took is multiplied. Nothing of it is put i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from statistics import median
 from time import perf_counter
@@ -16,23 +17,25 @@ import torch
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.kinds import BlockMethod, LinearMethod, LinearWeight, Method, Original, ScaleMethod, Searches, Seen
-from trimtab.core.places import Fold, Role, Site
+from trimtab.core.places import Fold, Role, Rows, Site
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.seeds import Seeds
 from trimtab.core.taught import TaughtMethod, Teacher
 from trimtab.engine.judge import KEPT
 from trimtab.engine.memory import kept_heap
 from trimtab.engine.observing import is_statistic
-from trimtab.engine.packed_linear import nothing_kept_unpacked
+from trimtab.engine.packed_linear import PackedLinear, nothing_kept_unpacked
 from trimtab.engine.plan import resolve
 from trimtab.engine.storage import tensors
 from trimtab.engine.sweep import Stats, Stream
+from trimtab.formats import is_plain
 from trimtab.tensors.products import fast_products
 
 T = TypeVar("T")
 FIRST_USE = 50_000_000  # bytes that libraries of linear algebra and of text take when they are first used
 LEARNT = 12  # copies of a matrix, of its kind: itself, its parameters with gradients and moments, the steps to its rounded form
 FEW, LITTLE = 4, 2e10  # batches that are gone through, if one takes no more multiplications than that: calls cost, too
+A_FEW = 16  # tokens by which a block is compared before and after a scale is moved
 ENOUGH, MOST = 0.2, 6  # what is quicker than so many seconds is done so many times; the first time is for first uses
 RETAINED = 2  # what a batch makes in a block is there twice, once kept for the way back
 
@@ -286,6 +289,8 @@ class _Rehearsal:
         def work() -> LinearWeight:
             found = method.solve(weight, seen, site)
             torch.isfinite(found.dense()).all()
+            if not is_plain(found):
+                PackedLinear.of(found, None)  # what would be put into the model
             return found
 
         return _timed(work)
@@ -306,7 +311,11 @@ class _Rehearsal:
         here = [fold for fold in folds if fold.block == self.block]
         needs = {site: tuple(data) for fold in here for site in fold.consumers}
         passed, seen = self.shows(needs)
-        took = sum(_usual(lambda fold=fold: lambda: self._asked(method, fold, data, seen.sites))[0] for fold in here)
+        few = Stream(self.anatomy, [self.ids[0][:1, :A_FEW]])
+        took = 0.0
+        for fold in here:
+            asked, moved = partial(self._asked, method, fold, data, seen.sites), partial(self._moved, fold, few)
+            took += sum(_usual(lambda work=work: work)[0] for work in (asked, moved))  # type: ignore[misc]
         blocks = len(self.anatomy.blocks)
         return search + self.shown.batches * (self.record + passed * blocks) + took * blocks
 
@@ -314,6 +323,18 @@ class _Rehearsal:
         weights = {site: self.anatomy.weight(site) for site in fold.consumers if site.role is not Role.ROUTER}
         shown: dict[Any, Any] = {need: {site: stats[site][need] for site in fold.consumers} for need in data}
         method.scale(fold, weights, Seen(shown, self.seeds.at("forecast", fold.name), {}))
+
+    def _moved(self, fold: Fold, few: Stream) -> None:
+        """As a scale is moved: copies of the matrices, for the way there and back, and the block's answer before and after."""
+        rows = [fold.source.site] if isinstance(fold.source, Rows) else []
+        for site in (*fold.consumers, *rows):
+            matrix = self.anatomy.weight(site).dense()
+            for _ in range(2):
+                (matrix.double() * torch.ones(matrix.shape[1], dtype=torch.float64)).to(matrix.dtype).isfinite().all()
+        for _ in range(2):
+            entering = list(few.hidden)
+            few.advance(self.block)
+            few.hidden[:] = entering
 
     def other(self, step: Step) -> float:
         """A step on the whole model: what it is shown, and about one product per matrix."""
