@@ -279,7 +279,7 @@ def test_masks_are_nearly_all_open_at_first():
 
 
 def test_the_network_learns_to_meet_the_budget_by_what_its_gates_gather():
-    _, pupil = begun(Atp(sparsity=0.4, steps=80, search=1.0), tiny("llama"))
+    _, pupil = begun(Atp(sparsity=0.4, steps=80, searched=1.0), tiny("llama"))
     pupil.begin(SimpleNamespace(seeds=Seeds(0)))
     optimizer, sizes = torch.optim.Adam(pupil.network.parameters(), lr=0.02), []
     for step in range(40):
@@ -324,7 +324,7 @@ def test_what_lowers_the_loss_raises_the_multiplier():
 
 
 def test_gates_learn_to_meet_the_budget():
-    _, pupil = begun(Compresso(sparsity=0.4, steps=60, search=1.0, warm_up=0.5), tiny("llama"))
+    _, pupil = begun(Compresso(sparsity=0.4, steps=60, searched=1.0, warm_up=0.5), tiny("llama"))
     torch.testing.assert_close(float(pupil.sparsity()), 0.0, atol=0.02, rtol=0)
     gates = [p for p in pupil.parameters() if p.requires_grad and p.ndim < 2]
     optimizer = torch.optim.Adam(gates, lr=0.2)

@@ -5,7 +5,7 @@ A fixed random row [32] for every coupling goes through a bidirectional GRU [64]
     m = round(sigmoid((logits + gumbel + 3) / 0.4)),  backward as without rounding;  r: the fraction of the weights that stays
     lowered: cross-entropy + balance log(max(r, p) / min(r, p)) + lasso (sum of ||B_i|| over rows, ||A_j|| over columns that go)
 
-p is what shall stay, B and A the factors of the updates. When `search` of the steps are taken, noise is left out, the units of
+p is what shall stay, B and A the factors of the updates. When `searched` of the steps are taken, noise is left out, the units of
 the lowest logits of the whole model go until the budget is met, and the updates learn on without them.
 Lu et al., 2024 (arXiv:2412.14426), as far as it says; the network is that of DISP-LLM (arXiv:2410.11988). Different: network and
 updates learn together in every step, on the same text.
@@ -59,7 +59,7 @@ class Atp(NarrowingMethod):
         ),
     )
 
-    search: float = rate("of the steps in which masks move; in the rest they are fixed", 0.6, low=0.01)
+    searched: float = rate("of the steps in which masks move; in the rest they are fixed", 0.6, low=0.01)
     balance: float = number("how much the loss counts a size that is not the one asked for", 8.0, low=0.0)
     lasso: float = number("how much the loss counts what updates have on units that go", 1e-3, low=0.0)
     generator_rate: float = number("the highest learning rate of the network", 1e-3, low=1e-8)
@@ -131,7 +131,7 @@ class Generated(Searcher):
     ):
         device = next(iter(learners.values())).weight.device
         gates = [MaskedGate(c, device) for c in couplings]
-        super().__init__(learners, gates, budget, method, method.search)
+        super().__init__(learners, gates, budget, method, method.searched)
         self.updates, self.masks, self.method = dict(learners), gates, method
         self.network = Network([c.units for c in couplings], generator, device)
         self.said: list[Tensor] = []  # by the network in the step under way, with its gradients' way back

@@ -4,7 +4,7 @@
     lowered: cross-entropy + m1 (s - t) + m2 (s - t)^2,  s the expected sparsity;  m1 and m2 rise by the same gradient
     t rises evenly from 0 to what is asked for, in the first `warm_up` of the search
 
-When `search` of the steps are taken, the choice is made: of every coupling the units of lowest a go, as many as are expected to
+When `searched` of the steps are taken, the choice is made: of every coupling the units of lowest a go, as many as are expected to
 be shut, neurons making up what is missing to the budget. The others keep z without noise, clip(1.2 sigmoid(0.8 a / (2/3)) - 0.1),
 folded into their consumer's columns, and the updates learn on. Updates go to queries and values ("qv") or to all matrices.
 Guo et al., 2023 (arXiv:2310.05015). Different: no gates on the residual stream or on whole blocks; no prompt that tells the
@@ -61,7 +61,7 @@ class Compresso(NarrowingMethod):
         ),
     )
 
-    search: float = rate("of the steps in which gates are learned; in the rest they are fixed", 0.7, low=0.01)
+    searched: float = rate("of the steps in which gates are learned; in the rest they are fixed", 0.7, low=0.01)
     warm_up: float = rate("of the search in which the budget rises to what is asked for", 0.5)
     gate_rate: float = number("the highest learning rate of gates and multipliers", 0.1, low=1e-8)
     update: str = choice("which matrices get an update: queries and values, or all", "qv", ("qv", "all"))
@@ -111,7 +111,7 @@ class Balanced(Searcher):
     """first, second: the multipliers m1 and m2."""
 
     def __init__(self, learners: Mapping[Site, Learner], gates: Sequence[Concrete], budget: float, method: Compresso):
-        super().__init__(learners, gates, budget, method, method.search)
+        super().__init__(learners, gates, budget, method, method.searched)
         self.concrete, self.method = list(gates), method
         device = gates[0].logits.device
         self.first, self.second = (nn.Parameter(torch.zeros((), device=device)) for _ in range(2))
@@ -136,7 +136,7 @@ class Balanced(Searcher):
         return 1 - torch.stack([g.coupling.cost * likely_open(g.logits).sum() for g in self.concrete]).sum() / self.whole
 
     def target(self) -> float:
-        done = self.step / (self.method.search * self.method.steps)
+        done = self.step / (self.method.searched * self.method.steps)
         return self.budget / self.whole * between(done, 0, self.method.warm_up)
 
     @torch.no_grad()
