@@ -116,9 +116,14 @@ def opened(given: argparse.Namespace, anew: bool) -> Picker:
                 value.data = value.std() * torch.randn(value.shape, generator=Seeds(given.seed).at("anew", name))
     lora: Any = as_trained(f"lora(rank={given.rank})")
     adapting.attach(Anatomy.of(model), lora, Where(only=("*q_proj", "*v_proj")), Seeds(given.seed))
-    with torch.random.fork_rng():
-        torch.manual_seed(given.seed)
-        return Picker(model, model.config.get_text_config().hidden_size)
+    picker = Picker(model, model.config.get_text_config().hidden_size)
+    for name, value in picker.named_parameters():
+        if not name.startswith("model.") and value.ndim > 1:  # gains stay one
+            drawn = 2 * torch.rand(value.shape, generator=Seeds(given.seed).at("picker", name)) - 1
+            value.data = drawn * value[0].numel() ** -0.5
+        elif not name.startswith("model.") and name.endswith("bias"):
+            value.data.zero_()
+    return picker
 
 
 def returns(qualities: Tensor, low: float, high: float) -> Tensor:
