@@ -198,7 +198,7 @@ NUMBERS = ("tokens", "held_out", "generations", "judged_windows", "threads")
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__.splitledger.newest(LEDGER, "recipe", "seed")[0])
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", choices=list(TASKS), help="one task")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--again", action="store_true", help="also what has a line")
