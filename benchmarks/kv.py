@@ -1,0 +1,166 @@
+"""xKV's cache of a long prompt in a third of the bytes and fewer: what does it cost the tokens that follow?
+
+    python benchmarks/kv.py             every side on 16 passages; some minutes
+    python benchmarks/kv.py --quick     two short passages; nothing is kept
+
+A passage is 2,048 tokens of prompt and 256 that follow. The prompt is read once, and what its keys and values are is handed to
+every cache; those that follow are judged against an ordinary cache, paired over passages. Layers share factors in groups of 2, 5
+and 10, or not at all: factoring layer by layer, at as many bytes. Of the ranks, keys have 2 of 5, as in the paper. Bytes are
+counted in the caches, after the prompt. Losses and bytes of every side go to `kv.json` and `KV.md`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from gauge import use_threads
+
+HERE = Path(__file__).resolve().parent
+RESULT, PAGE = HERE / "kv.json", HERE / "KV.md"
+MODEL, JUDGED = "asset:smollm2-135m", "asset:coqa"
+GROUPS, FACTORS = (1, 2, 5, 10), (2, 3, 4, 6)
+OF_KEYS = 0.4  # of a group's ranks
+
+
+def main() -> None:
+    given = arguments()
+    use_threads(given.threads)
+    found = measured(given)
+    if not given.quick:
+        RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(found), encoding="utf-8")
+    print(page(found))
+
+
+def measured(given: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from trimtab.data.windows import evaluation_windows
+    from trimtab.host.checkpoint import load
+    from trimtab.host.model_assets import resolve_model
+    from trimtab.host.provenance import provenance
+    from trimtab.host.source import history
+
+    torch.set_num_threads(given.threads)
+    source = resolve_model(MODEL)
+    model, tokenizer = load(source)
+    assert tokenizer is not None
+    windows = evaluation_windows(JUDGED, tokenizer, given.passages, given.prompt + given.after, given.seed)
+    sides: dict[tuple[int, int], list[dict[str, float]]] = {}
+    for window in windows:
+        for side, seen in passage(model, window[None], given.prompt).items():
+            sides.setdefault(side, []).append(seen)
+    lines = [
+        {"group": group, "factor": factor, **{name: [one[name] for one in seen] for name in seen[0]}}
+        for (group, factor), seen in sides.items()
+    ]
+    return {
+        **{"model": MODEL, "history": history(Path(source)), "judged": JUDGED, "passages": given.passages, "seed": given.seed},
+        **{"prompt": given.prompt, "after": given.after, "sides": lines, **provenance()},
+    }
+
+
+def passage(model: Any, ids: Any, prompt: int) -> dict[tuple[int, int], dict[str, float]]:
+    """(group, factor) -> loss, bytes and ranks of one passage, ids [1, length]; (0, 1) is the ordinary cache."""
+    import torch
+    from transformers import DynamicCache
+
+    from trimtab.host.kv.factored import xkv_cache
+    from trimtab.host.kv.quantized import cache_bytes
+    from trimtab.tensors.products import fast_products
+
+    whole = DynamicCache(config=model.config)
+    with torch.no_grad(), fast_products():
+        model.model(ids[:, :prompt], past_key_values=whole)
+        states = [(layer.keys, layer.values) for layer in whole.layers]
+        held = {"bytes": cache_bytes(whole), "ranks": 0, "factoring": 0.0}
+        found = {(0, 1): {**held, "loss": loss(model, ids[:, prompt:], whole)}}
+        channels = states[0][0].shape[1] * states[0][0].shape[3]
+        for group in GROUPS:
+            for factor in FACTORS:
+                ranks = ranks_for(prompt, channels, group, factor)
+                cache, begun = xkv_cache(model, ranks, group), perf_counter()
+                for layer, (keys, values) in enumerate(states):
+                    cache.update(keys, values, layer)
+                held = {"bytes": cache_bytes(cache), "ranks": sum(ranks), "factoring": perf_counter() - begun}
+                found[group, factor] = {**held, "loss": loss(model, ids[:, prompt:], cache)}
+    return found
+
+
+def loss(model: Any, ids: Any, cache: Any) -> float:
+    """Nats per token of ids [1, length], of all but the first, after what the cache holds."""
+    from torch.nn.functional import cross_entropy
+
+    logits = model(ids, past_key_values=cache).logits
+    return float(cross_entropy(logits[0, :-1].double(), ids[0, 1:]))
+
+
+def ranks_for(tokens: int, channels: int, group: int, factor: int) -> tuple[int, int]:
+    """Of keys and of values: the most with which a group holds at most 1 / factor of its keys and values."""
+    both = 2 * tokens * channels * group // (factor * (tokens + channels * group))
+    keys = max(1, round(OF_KEYS * both))
+    return keys, max(1, both - keys)
+
+
+def page(found: dict[str, Any]) -> str:
+    by_side = {(line["group"], line["factor"]): line for line in found["sides"]}
+    whole = by_side[0, 1]
+    head = (
+        "# A prompt's keys and values in fewer bytes\n\n"
+        "Generated by `kv.py` from `kv.json`, not edited by hand. "
+        f"`{found['model']}`, {found['passages']} passages of {found['prompt']} + {found['after']} tokens of `{found['judged']}` "
+        f"(seed {found['seed']}); nats a token of the latter, against an ordinary cache ({mean(whole['bytes']) / 1e6:.1f} MB, "
+        f"{mean(whole['loss']):.4f} nats), and against factoring layer by layer at as many bytes. Seconds are those of factoring "
+        f"a prompt. Of the model: {found['history']}.\n"
+    )
+    rows = [
+        "| layers in a group | fewer bytes | ranks | more loss, nats | of the loss | against layer by layer, nats | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (group, factor), line in by_side.items():
+        if group:
+            alone = "" if group == 1 else against(line, by_side[1, factor])
+            cells = (
+                group,
+                f"{mean(whole['bytes']) / mean(line['bytes']):.2f}x",
+                f"{mean(line['ranks']):.0f}",
+                against(line, whole),
+                f"{100 * (mean(line['loss']) / mean(whole['loss']) - 1):+.2f} %",
+                alone,
+                f"{mean(line['factoring']):.2f}",
+            )
+            rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([head, *rows, ""])
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def against(line: dict[str, Any], other: dict[str, Any]) -> str:
+    import torch
+
+    from trimtab.measure.paired import paired_difference
+
+    found = paired_difference(*(torch.tensor([side["loss"]], dtype=torch.float64) for side in (line, other)))
+    return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passages", type=int, default=16)
+    parser.add_argument("--prompt", type=int, default=2048, help="tokens that are read first")
+    parser.add_argument("--after", type=int, default=256, help="tokens that are judged")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="tries the plumbing; nothing is kept")
+    given = parser.parse_args()
+    if given.quick:
+        given.passages, given.prompt, given.after = 2, 256, 32
+    return given
+
+
+if __name__ == "__main__":
+    main()
