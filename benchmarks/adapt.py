@@ -15,20 +15,16 @@ Memory is counted, not watched: parameters and buffers, gradients and states of 
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
-import ledger
-from gauge import hand_over, use_threads, versions
+from ledger import WORK, Book, Job, Line, apart, numbers, options, row
 
-HERE = Path(__file__).resolve().parent
-WORK = HERE.parent / "build" / "bench"
-LEDGER, PAGE = HERE / "adapt.jsonl", HERE / "ADAPT.md"
+BOOK = Book(__file__, ("model", "recipe", "task", "seed"))
 GENERAL, LENGTH, RATES = "asset:boolq", 256, (3e-4, 1e-3, 3e-3)
 BUDGET = "lora(rank=8)"
 RANKS, SHARES = tuple(range(1, 129)), tuple(0.0005 * 1.05**power for power in range(156))
@@ -56,51 +52,27 @@ METHODS: dict[str, tuple[tuple[float, ...], float]] = {
     "lisa(active=1000)": ((), 1.0),
 }
 BASES = ("gptq(bits=3, clip=True)", "wanda(pattern='2:4') -> lqer(rank=16)", "flap(sparsity=0.2)")
-NUMBERS = ("rows", "steps", "batch", "windows", "threads", "rates")
+KINDS = ("learned", "general")  # losses, after the training and before it
+NUMBERS = ("rows", "steps", "batch", "windows", "rates")
 
 
 def main() -> int:
-    given = arguments()
-    if given.one is not None:
-        use_threads(given.threads)
-        hand_over(given.result, measured(given))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
-    failed = sum(not run(given, recipe, task, seed) for recipe, task, seed in wanted(given))
-    if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(lines()), encoding="utf-8")
-    return 1 if failed else 0
+    return BOOK.drive(arguments(), jobs, measured, page)
 
 
-def lines() -> list[ledger.Line]:
-    return ledger.newest(LEDGER, "model", "recipe", "task", "seed")
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    asked = numbers(given, "model", *NUMBERS)
+    for seed in range(given.seeds):
+        for task in TASKS:
+            for recipe in recipes():
+                if not given.only or any(word in recipe or word == task for word in given.only):
+                    fields = {"model": given.model, "recipe": recipe, "task": task, "seed": seed}
+                    yield Job(recipe, fields, {"task": task, "seed": seed, **asked})
 
 
 def recipes() -> list[str]:
     """Methods beside the model as it came, and LoRA beside compressed ones."""
     return [*METHODS, *(f"{base} -> {BUDGET}" for base in BASES)]
-
-
-def wanted(given: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """(recipe, task, seed) of what is to be run; without --again only what has no line."""
-    there = set() if given.again or given.quick else {(one["model"], one["recipe"], one["task"], one["seed"]) for one in lines()}
-    for seed in range(given.seeds):
-        for task in TASKS:
-            for recipe in recipes():
-                chosen = not given.only or any(word in recipe or word == task for word in given.only)
-                if chosen and (given.model, recipe, task, seed) not in there:
-                    yield recipe, task, seed
-
-
-def run(given: argparse.Namespace, recipe: str, task: str, seed: int) -> bool:
-    """One line in a process of its own; whether it came to an end."""
-    print(f"seed {seed}: {recipe}, {task} ...", file=sys.stderr)
-    numbers = [f"--{name}={getattr(given, name)}" for name in NUMBERS]
-    options = ["--seed", seed, "--task", task, "--model", given.model, *numbers]
-    found = ledger.measure(__file__, recipe, options, WORK)
-    if found is not None:
-        ledger.keep(LEDGER, {"model": given.model, "recipe": recipe, "task": task, "seed": seed, **found}, given.quick)
-    return found is not None
 
 
 def answers() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -135,13 +107,13 @@ def written(task: str, rows: int) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def measured(given: argparse.Namespace) -> ledger.Line:
+def measured(given: argparse.Namespace) -> Line:
     import torch
 
     from trimtab import Recipe
     from trimtab.host.model_assets import resolve_model
     from trimtab.host.pretrain import Course
-    from trimtab.host.provenance import commit, machine
+    from trimtab.host.provenance import provenance
     from trimtab.host.source import history
     from trimtab.measure.tuned_sides import taught
 
@@ -167,12 +139,8 @@ def measured(given: argparse.Namespace) -> ledger.Line:
         **found[0],
         "apart": {str(rate): loss for loss, rate in losses},
         "before": before(folder, replace(recipe, steps=recipe.steps[:-1]) if recipe.steps[1:] else None, judge, given.windows),
-        "setting": {"history": history(Path(folder)), "general": GENERAL, "length": LENGTH}
-        | {name: getattr(given, name) for name in NUMBERS},
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions("trimtab", "torch", "transformers"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "setting": {"history": history(Path(folder)), "general": GENERAL, "length": LENGTH} | numbers(given, *NUMBERS, "threads"),
+        **provenance(),
     }
 
 
@@ -265,7 +233,7 @@ def before(folder: Any, recipe: Any, judge: Path, windows: int) -> dict[str, lis
     return judgements(model, tokenizer, judge, windows)
 
 
-def page(found: list[ledger.Line]) -> str:
+def page(found: list[Line]) -> str:
     """Markdown: a table for each model and task."""
     text = ["# Ways to adapt", "", "Made by `benchmarks/adapt.py` from `adapt.jsonl`, not edited by hand.", ""]
     for model in sorted({line["model"] for line in found}):
@@ -283,7 +251,7 @@ HEAD = (
 RULE = "|---|---|---|---|---|---|---|---|---|"
 
 
-def about(line: ledger.Line) -> str:
+def about(line: Line) -> str:
     setting = line["setting"]
     return (
         f"{setting['steps']} steps, {setting['batch']} rows of up to {setting['length']} tokens, threads: {setting['threads']}. "
@@ -293,59 +261,40 @@ def about(line: ledger.Line) -> str:
     )
 
 
-def table(own: list[ledger.Line]) -> list[str]:
+def table(own: list[Line]) -> list[str]:
+    """By what was learned."""
     rows = []
     for recipe in dict.fromkeys(line["recipe"] for line in own):
         some = [line for line in own if line["recipe"] == recipe]
-        first = some[0]
+        first, base = some[0], [line["before"] for line in some]
+        learned, forgotten = (apart([line[what] for line in some], [line[what] for line in base]) for what in KINDS)
         cells = (
             f"`{first['used']}`",
             f"{first['parameters']:,}",
             ", ".join(sorted({f"{line['rate']:g}" for line in some})),
-            apart(some, "learned"),
-            apart(some, "general"),
-            f"{sum(line['seconds_per_step'] for line in some) / len(some):.3f}",
+            learned,
+            forgotten,
+            f"{fmean(line['seconds_per_step'] for line in some):.3f}",
             f"{first['weights'] / 1e6:.1f}",
             f"{max(line['gradients_and_states'] for line in some) / 1e6:.2f}",
             len(some),
         )
-        rows.append((difference(some, "learned").difference, f"| {' | '.join(map(str, cells))} |"))
-    return [row for _, row in sorted(rows)]
-
-
-def apart(some: list[ledger.Line], what: str) -> str:
-    found = difference(some, what)
-    return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-
-
-def difference(some: list[ledger.Line], what: str) -> Any:
-    """After the training less before it, paired."""
-    import torch
-
-    from trimtab.measure.paired import paired_difference
-
-    after, base = (torch.tensor([side[what] for side in sides]) for sides in (some, [line["before"] for line in some]))
-    return paired_difference(after, base)
+        rows.append((fmean(value for line in some for value in line["learned"]), row(cells)))
+    return [shown for _, shown in sorted(rows)]
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="asset:own-5m")
-    options.add_argument("--only", nargs="+", default=[], metavar="WORD", help="what has one of these words in it")
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--again", action="store_true", help="also what has a line")
-    options.add_argument("--quick", action="store_true", help="few steps, one rate and seed; nothing is kept")
-    options.add_argument("--rows", type=int, default=1000, help="problems or stories to learn from, and to judge by")
-    options.add_argument("--steps", type=int, default=200)
-    options.add_argument("--batch", type=int, default=4)
-    options.add_argument("--windows", type=int, default=100, help="rows and windows to judge by")
-    options.add_argument("--rates", type=int, default=len(RATES), choices=range(1, len(RATES) + 1), help="learning rates tried")
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--one", help=argparse.SUPPRESS)
-    options.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
-    options.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, "few steps, one rate and seed")
+    parser.add_argument("--model", default="asset:own-5m")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="what has one of these words in it")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=1000, help="problems or stories to learn from, and to judge by")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=100, help="rows and windows to judge by")
+    parser.add_argument("--rates", type=int, default=len(RATES), choices=range(1, len(RATES) + 1), help="learning rates tried")
+    parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
+    given = parser.parse_args()
     if given.quick:
         given.seeds, given.rows, given.steps, given.windows, given.rates = 1, 40, 4, 4, 1
     return given

@@ -8,30 +8,22 @@ to the size before, bytes and stored bits of every size go to `anysize.json` and
 """
 
 import argparse
-import json
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from gauge import use_threads
+from ledger import apart
+from once import once, options
 
-HERE = Path(__file__).resolve().parent
-RESULT, PAGE = HERE / "anysize.json", HERE / "ANYSIZE.md"
 MODEL, SHOWN, JUDGED, LENGTH = "asset:smollm2-135m", "asset:squad-drop", "asset:boolq", 512
 RECIPE = "bitstack(blocks=8)"
 SIZES = (60, 64, 68, 72, 76, 80, 85, 90, 95, 100)  # per cent
 
 
 def main() -> None:
-    given = arguments()
-    use_threads(given.threads)
-    found = measured(given)
-    if not given.quick:
-        RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(found), encoding="utf-8")
-    print(page(found))
+    once(__file__, arguments(), measured, page)
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
@@ -82,7 +74,7 @@ def opened(folder: Path, memory: str, ids: Any) -> dict[str, Any]:
 
 def page(found: dict[str, Any]) -> str:
     lines = found["sizes"]
-    against = ["", *(more_than_before(one, other) for one, other in pairwise(lines))]
+    against = ["", *(apart([other["losses"]], [one["losses"]]) for one, other in pairwise(lines))]
     rows = [
         f"| {line['size']} % | {line['bytes'] / 1e6:.1f} | {line['bits']:.3f} | {line['perplexity']:.2f} ± {line['stderr']:.2f} "
         f"| {what} | {line['opening']:.1f} |"
@@ -103,23 +95,10 @@ def page(found: dict[str, Any]) -> str:
     )
 
 
-def more_than_before(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """What the larger one loses less, paired over windows."""
-    import torch
-
-    from trimtab.measure.paired import paired_difference
-
-    found = paired_difference(torch.tensor([other["losses"]]), torch.tensor([one["losses"]]))
-    return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-
-
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--windows", type=int, default=32, help="calibration windows")
     parser.add_argument("--judged-windows", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="tries the plumbing; nothing is kept")
     given = parser.parse_args()
     if given.quick:
         given.windows, given.judged_windows = 1, 2

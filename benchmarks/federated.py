@@ -12,20 +12,15 @@ the newest of each.
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import ledger
-from gauge import hand_over, use_threads, versions
+from ledger import WORK, Book, Job, Line, apart, by_seed, numbers, options, row
 
-HERE = Path(__file__).resolve().parent
-WORK = HERE.parent / "build" / "bench"
-LEDGER, PAGE = HERE / "federated.jsonl", HERE / "FEDERATED.md"
+BOOK = Book(__file__, ("model", "way", "seed"))
 KINDS = ("gsm8k", "coqa", "boolq", "squad-drop")
 OWN, SAME = (4, 8, 16, 32), (16, 16, 16, 16)
 WAYS = {
@@ -36,38 +31,15 @@ WAYS = {
     "stacked, ranks 4 8 16 32, faults": ("stacked", OWN, True),
 }
 RATES, LENGTH, SHARES = (3e-4, 1e-3, 3e-3), 128, (0.6, 0.2, 0.2)  # to learn, to choose a rate by, to judge by
-NUMBERS = ("rows", "rounds", "steps", "batch", "rates", "threads")
+NUMBERS = ("rows", "rounds", "steps", "batch", "rates")
 
 
 def main() -> int:
-    given = arguments()
-    if given.one is not None:
-        use_threads(given.threads)
-        hand_over(given.result, measured(given))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
-    failed = sum(not run(given, way, seed) for way, seed in wanted(given))
-    if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(lines()), encoding="utf-8")
-    return 1 if failed else 0
+    return BOOK.drive(arguments(), jobs, measured, page)
 
 
-def lines() -> list[ledger.Line]:
-    return ledger.newest(LEDGER, "model", "way", "seed")
-
-
-def wanted(given: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    there = set() if given.quick else {(one["way"], one["seed"]) for one in lines() if one["model"] == given.model}
-    return ((way, seed) for seed in range(given.seeds) for way in WAYS if (way, seed) not in there)
-
-
-def run(given: argparse.Namespace, way: str, seed: int) -> bool:
-    print(f"seed {seed}: {way} ...", file=sys.stderr)
-    options = ["--seed", seed, "--model", given.model, *(f"--{name}={getattr(given, name)}" for name in NUMBERS)]
-    found = ledger.measure(__file__, way, options, WORK)
-    if found is not None:
-        ledger.keep(LEDGER, {"model": given.model, "way": way, "seed": seed, **found}, given.quick)
-    return found is not None
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    return by_seed(given, WAYS, NUMBERS)
 
 
 def written(kind: str, rows: int) -> list[Path]:
@@ -84,12 +56,12 @@ def written(kind: str, rows: int) -> list[Path]:
     return files
 
 
-def measured(given: argparse.Namespace) -> ledger.Line:
+def measured(given: argparse.Namespace) -> Line:
     import torch
 
     from trimtab.host.federated import Terms
     from trimtab.host.pretrain import Course
-    from trimtab.host.provenance import commit, machine
+    from trimtab.host.provenance import provenance
 
     torch.set_num_threads(given.threads)
     files = [written(kind, given.rows) for kind in KINDS]
@@ -108,11 +80,8 @@ def measured(given: argparse.Namespace) -> ledger.Line:
         "before": dict(zip(KINDS, losses(terms, {}, judge), strict=True)),
         "refused": refused,
         "rank": next(iter(change.values()))[0].shape[1],
-        "setting": {"length": LENGTH} | {name: getattr(given, name) for name in NUMBERS},
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions("trimtab", "torch", "transformers"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "setting": {"length": LENGTH} | numbers(given, *NUMBERS, "threads"),
+        **provenance(),
     }
 
 
@@ -160,7 +129,7 @@ HEAD = "| way | rate | learned, nats (95 % interval) | against stacked with the 
 RULE = "|---|---|---|---|---|---|---|"
 
 
-def page(found: list[ledger.Line]) -> str:
+def page(found: list[Line]) -> str:
     text = ["# Federated adaptation", "", "Made by `benchmarks/federated.py` from `federated.jsonl`, not edited by hand.", ""]
     for model in sorted({line["model"] for line in found}):
         own = [line for line in found if line["model"] == model]
@@ -168,7 +137,7 @@ def page(found: list[ledger.Line]) -> str:
     return "\n".join(text)
 
 
-def about(line: ledger.Line) -> str:
+def about(line: Line) -> str:
     setting = line["setting"]
     return (
         f"Four clients ({', '.join(KINDS)}), {setting['rounds']} rounds of {setting['steps']} steps of {setting['batch']} rows "
@@ -177,7 +146,7 @@ def about(line: ledger.Line) -> str:
     )
 
 
-def table(own: list[ledger.Line]) -> list[str]:
+def table(own: list[Line]) -> list[str]:
     rows = []
     for way in (way for way in WAYS if any(line["way"] == way for line in own)):
         some = {line["seed"]: line for line in own if line["way"] == way}
@@ -186,42 +155,31 @@ def table(own: list[ledger.Line]) -> list[str]:
         cells = (
             way,
             ", ".join(sorted({f"{line['rate']:g}" for line in some.values()})),
-            apart([(line["judged"], line["before"]) for line in some.values()]),
-            apart([(some[seed]["judged"], best[seed]["judged"]) for seed in both]) if both and some != best else "",
+            apart(judged(some.values()), judged(some.values(), of="before")),
+            apart(*(judged(side[seed] for seed in both) for side in (some, best))) if both and some != best else "",
             max(line["rank"] for line in some.values()),
             sum(len(out) for line in some.values() for out in line["refused"]),
             len(some),
         )
-        rows.append(f"| {' | '.join(map(str, cells))} |")
+        rows.append(row(cells))
     return rows
 
 
-def apart(pairs: Sequence[tuple[dict[str, list[float]], dict[str, list[float]]]]) -> str:
-    """The mean of one less the other, row by row."""
-    import torch
-
-    from trimtab.measure.paired import paired_difference
-
-    one, other = (torch.tensor([[x for kind in KINDS for x in pair[side][kind]] for pair in pairs]) for side in (0, 1))
-    found = paired_difference(one, other)
-    return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+def judged(lines: Iterable[Line], of: str = "judged") -> list[list[float]]:
+    """[lines, rows] of all kinds."""
+    return [[value for kind in KINDS for value in line[of][kind]] for line in lines]
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="asset:own-5m")
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--quick", action="store_true", help="few steps, one rate, round and seed; nothing is kept")
-    options.add_argument("--rows", type=int, default=200, help="texts of every client, three fifths of them to learn")
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=30, help="of a client in a round")
-    options.add_argument("--batch", type=int, default=4)
-    options.add_argument("--rates", type=int, default=len(RATES), choices=range(1, len(RATES) + 1), help="learning rates tried")
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--one", help=argparse.SUPPRESS)
-    options.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, "few steps, one rate, round and seed")
+    parser.add_argument("--model", default="asset:own-5m")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=200, help="texts of every client, three fifths of them to learn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30, help="of a client in a round")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rates", type=int, default=len(RATES), choices=range(1, len(RATES) + 1), help="learning rates tried")
+    given = parser.parse_args()
     if given.quick:
         given.seeds, given.rows, given.rounds, given.steps, given.batch, given.rates = 1, 10, 2, 2, 2, 1
     return given

@@ -13,18 +13,15 @@ best side of that table and seed that does not learn.
 """
 
 import argparse
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ledger
-from gauge import hand_over, use_threads
-from oneshot import WORK, against, measured
+import oneshot
+from ledger import Book, Job, Line, numbers, options, row
+from oneshot import against
 
-HERE = Path(__file__).resolve().parent
-LEDGER, PAGE = HERE / "learned.jsonl", HERE / "LEARNED.md"
-KEY = ("table", "recipe", "seed")
+BOOK = Book(__file__, ("table", "recipe", "seed"))
 BATCH = 4  # windows of a step, which is what every method here takes by default
 DECODED = 32
 TABLES = {
@@ -74,43 +71,22 @@ SIDES = (
 
 
 def main() -> int:
-    given = arguments()
-    if given.one is not None:
-        use_threads(given.threads)
-        hand_over(given.result, measured(given, looked_at))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for table, recipe in wanted(given):
-        print(f"{recipe or 'the model as it came'} ...", file=sys.stderr)
-        failed += not run(given, table, recipe)
-    if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(ledger.newest(LEDGER, *KEY)), encoding="utf-8")
-    return 1 if failed else 0
+    return BOOK.drive(arguments(), jobs, measured, page)
 
 
-def wanted(given: argparse.Namespace) -> list[tuple[str, str]]:
-    """What is to be run; without --again only what has no line."""
-    found = [] if given.again or given.quick else ledger.newest(LEDGER, *KEY)
-    there = {tuple(line[name] for name in KEY) for line in found}
-    every = [(side.table, recipe) for side in SIDES for recipe in side.recipes(given.steps, given.windows, given.sweep)]
-    return [
-        (table, recipe)
-        for table, recipe in every
-        if (table, recipe, given.seed) not in there and any(word in recipe for word in given.only)
-    ]
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    asked = numbers(given, "seed", "windows", "judged_windows")
+    for side in SIDES:
+        for recipe in side.recipes(given.steps, given.windows, given.sweep):
+            if any(word in recipe for word in given.only):
+                yield Job(recipe, {"table": side.table, "recipe": recipe, "seed": given.seed}, asked)
 
 
-def run(given: argparse.Namespace, table: str, recipe: str) -> bool:
-    """One side in a process of its own; whether it came to an end."""
-    numbers = ("--seed", given.seed, "--windows", given.windows, "--judged-windows", given.judged_windows)
-    found = ledger.measure(__file__, recipe, (*numbers, "--threads", given.threads), WORK)
-    if found is not None:
-        ledger.keep(LEDGER, {"table": table, "recipe": recipe, "seed": given.seed, **found}, given.quick)
-    return found is not None
+def measured(given: argparse.Namespace) -> Line:
+    return oneshot.measured(given, looked_at)
 
 
-def looked_at(model: Any) -> dict[str, Any]:
+def looked_at(model: Any) -> Line:
     """Bytes of all tensors, and how fast it decodes."""
     import torch
 
@@ -122,7 +98,7 @@ def looked_at(model: Any) -> dict[str, Any]:
     return {"bytes": sum(held.values()), "decode": speed.value, "decode_stderr": speed.stderr, "kernels": kernels(model)}
 
 
-def page(found: list[dict[str, Any]]) -> str:
+def page(found: list[Line]) -> str:
     setting = found[0]["setting"]
     parts = [
         "# Two bits and fewer, learned\n",
@@ -139,7 +115,7 @@ def page(found: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def table(title: str, found: list[dict[str, Any]]) -> str:
+def table(title: str, found: list[Line]) -> str:
     """Rows in order of perplexity; the first that does not learn is what the others are set against."""
     once = {side.recipe for side in SIDES if not side.rate}
     baseline = next((line for line in found if line["recipe"] in once), None)
@@ -153,29 +129,23 @@ def table(title: str, found: list[dict[str, Any]]) -> str:
             f"`{line['recipe']}`" if line["recipe"] else "as it came",
             f"{line['stored_bits']:.3f}",
             f"{line['perplexity']:.2f} ± {line['stderr']:.2f}",
-            "" if baseline in (None, line) else against(line, baseline),
+            against(line, baseline),
             f"{line['seconds']:.0f}",
             f"{line['peak'] / 1e6:.0f}",
             f"{line['bytes'] / 1e6:.0f}",
             f"{line['decode']:.1f} ± {line['decode_stderr']:.1f} ({line['kernels']})",
         )
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(row(cells))
     return "\n".join(rows) + "\n"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, "4 windows of either text and 2 steps", seed="of the calibration windows and their order")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="recipes that have one of these words in them")
-    parser.add_argument("--again", action="store_true", help="also what has a line")
     parser.add_argument("--sweep", action="store_true", help="also other learning rates")
-    parser.add_argument("--quick", action="store_true", help="4 windows of either text and 2 steps; nothing is kept")
     parser.add_argument("--steps", type=int, default=100, help="steps of 4 windows that what learns may take")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--windows", type=int, default=128, help="calibration windows")
     parser.add_argument("--judged-windows", type=int, default=24)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.quick:
         given.windows = given.judged_windows = 4

@@ -11,28 +11,20 @@ arXiv:2410.14649, section 3); `evopress` and `evopress_blocks` do not. Result: `
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from gauge import use_threads
+from once import once, options
 
 MODEL, JUDGED, LENGTH = "asset:smollm2-135m", "asset:boolq", 256
-RESULT = Path(__file__).with_name("monotonicity.json")
 Dropped = tuple[int, ...]
 
 
 def main() -> None:
-    given = arguments()
-    use_threads(given.threads)
-    found = measured(given)
-    if not given.quick:
-        RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(told(found))
+    once(__file__, arguments(), measured, told, kept=False)
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
@@ -141,14 +133,11 @@ def told(found: dict[str, Any]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--drop", type=int, default=6, help="blocks of a set")
     parser.add_argument("--sets", type=int, default=64)
     parser.add_argument("--windows", type=int, default=4, help="to choose by")
     parser.add_argument("--judged", type=int, default=16, help="windows to judge by")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="tries the plumbing; nothing is kept")
     given = parser.parse_args()
     if given.quick:
         given.sets, given.windows, given.judged = 12, 2, 2

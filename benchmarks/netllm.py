@@ -12,25 +12,19 @@ and `NETLLM.md` is made from the newest of each.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import ledger
 import torch
 import torch.nn.functional as F
 from bitrates import BITRATES, CHUNKS, KINDS, PAST, POLICIES, Episode, Player, episode, players
-from gauge import hand_over, use_threads, versions
+from ledger import Book, Job, Line, apart, by_seed, numbers, options, row
 from torch import Tensor, nn
 
-HERE = Path(__file__).resolve().parent
-WORK = HERE.parent / "build" / "bench"
-LEDGER, PAGE = HERE / "netllm.jsonl", HERE / "NETLLM.md"
+BOOK = Book(__file__, ("model", "way", "seed"))
 WAYS = ("as it came", "drawn anew")
-NUMBERS = ("traces", "steps", "batch", "window", "rank", "rate", "threads")
+NUMBERS = ("traces", "steps", "batch", "window", "rank", "rate")
 
 WIDTH = 32
 WISHES = (0.8, 1.0, 1.2)  # of the best return of the experience
@@ -38,34 +32,11 @@ VECTORS = KINDS[2:5]
 
 
 def main() -> int:
-    given = arguments()
-    if given.one is not None:
-        use_threads(given.threads)
-        hand_over(given.result, measured(given))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
-    failed = sum(not run(given, way, seed) for way, seed in wanted(given))
-    if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(lines()), encoding="utf-8")
-    return 1 if failed else 0
+    return BOOK.drive(arguments(), jobs, measured, page)
 
 
-def lines() -> list[ledger.Line]:
-    return ledger.newest(LEDGER, "model", "way", "seed")
-
-
-def wanted(given: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    there = set() if given.quick else {(one["way"], one["seed"]) for one in lines() if one["model"] == given.model}
-    return ((way, seed) for seed in range(given.seeds) for way in WAYS if (way, seed) not in there)
-
-
-def run(given: argparse.Namespace, way: str, seed: int) -> bool:
-    print(f"seed {seed}: {way} ...", file=sys.stderr)
-    options = ["--seed", seed, "--model", given.model, *(f"--{name}={getattr(given, name)}" for name in NUMBERS)]
-    found = ledger.measure(__file__, way, options, WORK)
-    if found is not None:
-        ledger.keep(LEDGER, {"model": given.model, "way": way, "seed": seed, **found}, given.quick)
-    return found is not None
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    return by_seed(given, WAYS, NUMBERS)
 
 
 class Picker(nn.Module):
@@ -177,8 +148,8 @@ def played(picker: Picker, some: Sequence[Player], wish: float, low: float, high
     return qualities.mean(1).tolist()
 
 
-def measured(given: argparse.Namespace) -> ledger.Line:
-    from trimtab.host.provenance import commit, machine
+def measured(given: argparse.Namespace) -> Line:
+    from trimtab.host.provenance import provenance
 
     torch.set_num_threads(given.threads)
     seen = [episode(policy, one) for policy in POLICIES.values() for one in players(given.traces, "learn", given.seed)]
@@ -202,15 +173,12 @@ def measured(given: argparse.Namespace) -> ledger.Line:
         "quality": judged(wish, "judge"),
         "usual": usual,
         "parameters": sum(p.numel() for p in picker.parameters() if p.requires_grad),
-        "setting": {name: getattr(given, name) for name in NUMBERS},
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions("trimtab", "torch", "transformers"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "setting": numbers(given, *NUMBERS, "threads"),
+        **provenance(),
     }
 
 
-def page(found: list[ledger.Line]) -> str:
+def page(found: list[Line]) -> str:
     text = [
         "# A language model that picks bitrates",
         "",
@@ -227,7 +195,7 @@ HEAD = "| who picks | quality of a chunk | against the best policy (95 % interva
 RULE = "|---|---|---|---|"
 
 
-def about(line: ledger.Line) -> str:
+def about(line: Line) -> str:
     setting = line["setting"]
     return (
         f"{setting['traces']} made-up traces to learn from, half as many to judge by; {setting['steps']} steps of "
@@ -236,9 +204,7 @@ def about(line: ledger.Line) -> str:
     )
 
 
-def table(own: list[ledger.Line]) -> list[str]:
-    from trimtab.measure.paired import paired_difference
-
+def table(own: list[Line]) -> list[str]:
     sides: dict[str, dict[int, list[float]]] = {name: {} for name in (*POLICIES, *WAYS)}
     for line in own:
         sides[line["way"]][line["seed"]] = line["quality"]
@@ -246,33 +212,26 @@ def table(own: list[ledger.Line]) -> list[str]:
             sides[name][line["seed"]] = line["usual"][name]
     best = max(POLICIES, key=lambda name: fmean(value for some in sides[name].values() for value in some))
     rows = []
-    for name, by_seed in sides.items():
-        if not by_seed:
+    for name, found in sides.items():
+        if not found:
             continue
-        mean = fmean(value for some in by_seed.values() for value in some)
-        pair = [torch.tensor([side[seed] for seed in by_seed]) for side in (by_seed, sides[best])]
-        apart = paired_difference(*pair)
-        said = "" if name == best else f"{apart.difference:+.3f} ({apart.low:+.3f} to {apart.high:+.3f})"
-        rows.append(f"| {name} | {mean:.3f} | {said} | {len(by_seed)} |")
+        mean = fmean(value for some in found.values() for value in some)
+        said = "" if name == best else apart([*found.values()], [sides[best][seed] for seed in found], digits=3)
+        rows.append(row((name, f"{mean:.3f}", said, len(found))))
     return rows
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="asset:own-5m")
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--quick", action="store_true", help="few traces and steps; nothing is kept")
-    options.add_argument("--traces", type=int, default=80)
-    options.add_argument("--steps", type=int, default=1000)
-    options.add_argument("--batch", type=int, default=16)
-    options.add_argument("--window", type=int, default=10, help="chunks that are looked at, eight tokens each")
-    options.add_argument("--rank", type=int, default=8)
-    options.add_argument("--rate", type=float, default=1e-3)
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--one", help=argparse.SUPPRESS)
-    options.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, "few traces and steps, one seed")
+    parser.add_argument("--model", default="asset:own-5m")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--traces", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--window", type=int, default=10, help="chunks that are looked at, eight tokens each")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    given = parser.parse_args()
     if given.quick:
         given.seeds, given.traces, given.steps, given.batch, given.window = 1, 4, 10, 4, 6
     return given

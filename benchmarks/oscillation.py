@@ -17,13 +17,12 @@ The loss is cross entropy, and the whole model's answers. A weight oscillates if
 and pictures of the world, may answer otherwise.
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
+from once import tried
 from torch import Tensor, nn
 
 from trimtab.core.places import Role, Site
@@ -32,7 +31,6 @@ from trimtab.methods.tune.ofq import Annealed, StatsQ
 from trimtab.tensors.query_key import joined, scores
 from trimtab.tensors.through import through
 
-PAGE = Path(__file__).resolve().parent / "OSCILLATION.md"
 SIDE, SEEN, WIDTH, HEADS, LAYERS, ANSWERS = 4, 8, 32, 4, 2, 4
 BATCH, JUDGED, BITS, BORDER, ANNEALED = 64, 2000, 2, 0.005, 0.25
 MEMORY, OFTEN, NOISE = 0.01, 0.005, 0.7
@@ -232,16 +230,12 @@ def shown(values: Sequence[float]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and a few steps; nothing is written")
-    quick = parser.parse_args().quick
+    return tried(__doc__, __file__, "one seed and a few steps", tables)
+
+
+def tables(quick: bool) -> str:
     steps = 60 if quick else 2000
-    text = page([measured(seed, steps) for seed in range(1 if quick else 5)], steps)
-    if quick:
-        print(text)
-    else:
-        PAGE.write_text(text, encoding="utf-8")
-    return 0
+    return page([measured(seed, steps) for seed in range(1 if quick else 5)], steps)
 
 
 if __name__ == "__main__":

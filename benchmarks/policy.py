@@ -10,14 +10,13 @@ head stays as it is and is corrected: logits' spread (ATM), then size of the out
 policies are a thousand times as large: this says whether the corrections do what they are for, not what they bring there.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
+from once import tried
 from torch import Tensor, nn
 
 from trimtab.core.kinds import Seen
@@ -28,7 +27,6 @@ from trimtab.engine.packed_linear import PackedLinear
 from trimtab.formats import Activations, Dense
 from trimtab.tensors.matching import balance, logit_spread, temperature
 
-PAGE = Path(__file__).resolve().parent / "POLICY.md"
 WIDTH, HEADS, MOVES, FLOW_STEPS = 48, 4, 8, 8
 BATCH, SHOWN, JUDGED, NEAR = 64, 32, 256, 0.1
 SETTINGS = ((4, 8), (3, 8), (4, 4), (2, 8))  # bits of weights and inputs
@@ -246,16 +244,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one policy that has hardly learned; nothing is written")
-    quick = parser.parse_args().quick
+    return tried(__doc__, __file__, "one policy that has hardly learned", tables)
+
+
+def tables(quick: bool) -> str:
     steps = 30 if quick else 3000
-    text = page([measured(seed, steps) for seed in range(1 if quick else 3)], steps)
-    if quick:
-        print(text)
-    else:
-        PAGE.write_text(text, encoding="utf-8")
-    return 0
+    return page([measured(seed, steps) for seed in range(1 if quick else 3)], steps)
 
 
 if __name__ == "__main__":

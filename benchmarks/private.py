@@ -10,52 +10,28 @@ moves them (RLDP) and judges by stories that nobody trains on. Other stories sti
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from importlib.metadata import version
 from statistics import fmean, stdev
 from typing import Any
 
-import ledger
-from gauge import hand_over, use_threads, versions
+from ledger import Book, Job, Line, apart, by_seed, numbers, options, row
 
-HERE = Path(__file__).resolve().parent
-WORK = HERE.parent / "build" / "bench"
-LEDGER, PAGE = HERE / "private.jsonl", HERE / "PRIVATE.md"
+BOOK = Book(__file__, ("model", "way", "seed"))
 WAYS = ("open", "fixed 8", "steered 8", "fixed 2", "steered 2")  # how, and epsilon
 METHOD, BOUND, WIDE, HARDLY = "lora(rank=8)", 0.1, 10.0, 1e-3
-NUMBERS = ("rows", "steps", "batch", "length", "canaries", "interval", "rate", "threads")
+NUMBERS = ("rows", "steps", "batch", "length", "canaries", "interval", "rate")
 
 
 def main() -> int:
-    given = arguments()
-    if given.one is not None:
-        use_threads(given.threads)
-        hand_over(given.result, measured(given))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
-    failed = sum(not run(given, way, seed) for way, seed in wanted(given))
-    if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(ledger.newest(LEDGER, "model", "way", "seed")), encoding="utf-8")
-    return 1 if failed else 0
+    return BOOK.drive(arguments(), jobs, measured, page)
 
 
-def wanted(given: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    there = set() if given.quick else {(one["way"], one["seed"]) for one in ledger.newest(LEDGER, "model", "way", "seed")}
-    return ((way, seed) for seed in range(given.seeds) for way in WAYS if (way, seed) not in there)
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    return by_seed(given, WAYS, NUMBERS)
 
 
-def run(given: argparse.Namespace, way: str, seed: int) -> bool:
-    print(f"seed {seed}: {way} ...", file=sys.stderr)
-    options = ["--seed", seed, "--model", given.model, *(f"--{name}={getattr(given, name)}" for name in NUMBERS)]
-    found = ledger.measure(__file__, way, options, WORK)
-    if found is not None:
-        ledger.keep(LEDGER, {"model": given.model, "way": way, "seed": seed, **found}, given.quick)
-    return found is not None
-
-
-def measured(given: argparse.Namespace) -> ledger.Line:
+def measured(given: argparse.Namespace) -> Line:
     import torch
 
     from trimtab.anatomy import Anatomy
@@ -68,7 +44,7 @@ def measured(given: argparse.Namespace) -> ledger.Line:
     from trimtab.host.model_assets import resolve_model
     from trimtab.host.pretrain import Course
     from trimtab.host.private import tune_privately
-    from trimtab.host.provenance import commit, machine
+    from trimtab.host.provenance import provenance
     from trimtab.measure.exposure import canaries, exposures
 
     torch.set_num_threads(given.threads)
@@ -83,6 +59,7 @@ def measured(given: argparse.Namespace) -> ledger.Line:
     learned = [*rows, *(canary.row for canary in planted)]
     privacy = asked(given.one, given.interval)
     draw = Seeds(given.seed).at("noise")  # known, so that a line can be made again; a promise needs one that nobody knows
+    stamp = provenance()
     spent = tune_privately(model, deltas, learned, course, privacy, draw, public=public)
     return {
         "steps_taken": spent.steps,
@@ -92,12 +69,9 @@ def measured(given: argparse.Namespace) -> ledger.Line:
         **judged(model, judge, planted),
         "exposure": exposures(model, planted).tolist(),
         "before": before,
-        "setting": {"method": METHOD, "bound": privacy.bound, "delta": privacy.delta}
-        | {name: getattr(given, name) for name in NUMBERS},
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions("trimtab", "torch", "transformers", "opacus"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "setting": {"method": METHOD, "bound": privacy.bound, "delta": privacy.delta} | numbers(given, *NUMBERS, "threads"),
+        **stamp,
+        "versions": {**stamp["versions"], "opacus": version("opacus")},
     }
 
 
@@ -122,7 +96,7 @@ def judged(model: Any, judge: Any, planted: Any) -> dict[str, list[float]]:
     }
 
 
-def page(found: list[ledger.Line]) -> str:
+def page(found: list[Line]) -> str:
     from trimtab.measure.exposure import unseen
 
     text = ["# Private adaptation", "", "Made by `benchmarks/private.py` from `private.jsonl`, not edited by hand.", ""]
@@ -136,7 +110,7 @@ HEAD = "| way | epsilon | steps | learned, nats (95 % interval) | exposure, bits
 RULE = "|---|---|---|---|---|---|"
 
 
-def about(line: ledger.Line, nothing: float) -> str:
+def about(line: Line, nothing: float) -> str:
     setting = line["setting"]
     return (
         f"`{setting['method']}`, {setting['rows']} stories of {setting['length']} tokens and {setting['canaries']} canaries, "
@@ -146,16 +120,10 @@ def about(line: ledger.Line, nothing: float) -> str:
     )
 
 
-def table(own: list[ledger.Line]) -> list[str]:
-    import torch
-
-    from trimtab.measure.paired import paired_difference
-
+def table(own: list[Line]) -> list[str]:
     rows = []
     for way in (way for way in WAYS if any(line["way"] == way for line in own)):
         some = [line for line in own if line["way"] == way]
-        after, before = (torch.tensor([side["judged"] for side in sides]) for sides in (some, [line["before"] for line in some]))
-        learned = paired_difference(after, before)
         bits = [value for line in some for value in line["exposure"]]
         error = stdev(bits) / len(bits) ** 0.5
         epsilon = max(line["epsilon"] for line in some)
@@ -163,31 +131,26 @@ def table(own: list[ledger.Line]) -> list[str]:
             way,
             f"{epsilon:.2f}" if way != "open" else "no promise",
             f"{fmean(line['steps_taken'] for line in some):.0f}",
-            f"{learned.difference:+.4f} ({learned.low:+.4f} to {learned.high:+.4f})",
+            apart([line["judged"] for line in some], [line["before"]["judged"] for line in some]),
             f"{fmean(bits):.2f} ± {error:.2f}",
             len(some),
         )
-        rows.append(f"| {' | '.join(map(str, cells))} |")
+        rows.append(row(cells))
     return rows
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="asset:own-5m")
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--quick", action="store_true", help="few steps and canaries; nothing is kept")
-    options.add_argument("--rows", type=int, default=800, help="stories to learn; a quarter as many to steer by, and to judge by")
-    options.add_argument("--steps", type=int, default=300)
-    options.add_argument("--batch", type=int, default=16)
-    options.add_argument("--length", type=int, default=128)
-    options.add_argument("--canaries", type=int, default=32)
-    options.add_argument("--interval", type=int, default=15, help="steps between moves of the agent")
-    options.add_argument("--rate", type=float, default=3e-3)
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--one", help=argparse.SUPPRESS)
-    options.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, "few steps and canaries, one seed")
+    parser.add_argument("--model", default="asset:own-5m")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=800, help="stories to learn; a quarter as many to steer by, and to judge by")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--canaries", type=int, default=32)
+    parser.add_argument("--interval", type=int, default=15, help="steps between moves of the agent")
+    parser.add_argument("--rate", type=float, default=3e-3)
+    given = parser.parse_args()
     if given.quick:
         given.seeds, given.rows, given.steps, given.batch, given.canaries, given.interval = 1, 16, 4, 4, 3, 2
     return given

@@ -18,18 +18,17 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ledger
-from gauge import hand_over, use_threads
-from oneshot import WORK, against, measured
+import oneshot
+from ledger import Book, Job, Line, numbers, options, row
+from oneshot import against
 
-HERE = Path(__file__).resolve().parent
-LEDGER, PAGE = HERE / "prune.jsonl", HERE / "PRUNE.md"
-KEY = ("level", "recipe", "seed")
+BOOK = Book(__file__, ("level", "recipe", "seed"))
 LEVELS = (20, 35, 50)
 RATES = (1e-4, 3e-4, 1e-3)
 BASELINE = "llm_pruner"
@@ -76,45 +75,24 @@ SIDES = (
 
 
 def main() -> int:
-    given = arguments()
-    if given.one is not None:
-        use_threads(given.threads)
-        hand_over(given.result, measured(given, looked_at))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for level, name, recipe in wanted(given):
-        print(f"{recipe or AS_IT_CAME} ...", file=sys.stderr)
-        failed += not run(given, level, name, recipe)
-    if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(ledger.newest(LEDGER, *KEY)), encoding="utf-8")
-    return 1 if failed else 0
+    return BOOK.drive(arguments(), jobs, measured, page)
 
 
-def wanted(given: argparse.Namespace) -> list[tuple[int, str, str]]:
-    """Level, side and recipe of what is to be run; without --again only what has no line."""
-    found = [] if given.again or given.quick else ledger.newest(LEDGER, *KEY)
-    there = {tuple(line[name] for name in KEY) for line in found}
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    asked = numbers(given, "seed", "windows", "judged_windows")
     every = [(0, AS_IT_CAME, "")]
     every += [(level, side.name, recipe) for level in given.levels for side in SIDES for recipe in side.recipes(level, given)]
-    return [
-        (level, name, recipe)
-        for level, name, recipe in every
-        if (level, recipe, given.seed) not in there and any(word in recipe for word in given.only)
-    ]
+    for level, name, recipe in every:
+        if any(word in recipe for word in given.only):
+            fields = {"level": level, "side": name, "recovered": "steps=" in recipe and "learning_rate=" in recipe}
+            yield Job(recipe, {**fields, "recipe": recipe, "seed": given.seed}, asked)
 
 
-def run(given: argparse.Namespace, level: int, name: str, recipe: str) -> bool:
-    """One line in a process of its own; whether it came to an end."""
-    numbers = ("--seed", given.seed, "--windows", given.windows, "--judged-windows", given.judged_windows)
-    found = ledger.measure(__file__, recipe, (*numbers, "--threads", given.threads), WORK)
-    if found is not None:
-        line = {"level": level, "side": name, "recovered": "steps=" in recipe and "learning_rate=" in recipe}
-        ledger.keep(LEDGER, {**line, "recipe": recipe, "seed": given.seed, **found}, given.quick)
-    return found is not None
+def measured(given: argparse.Namespace) -> Line:
+    return oneshot.measured(given, looked_at)
 
 
-def looked_at(model: Any) -> dict[str, Any]:
+def looked_at(model: Any) -> Line:
     """How many parameters there are, and how fast the saved model decodes with as many threads as were given."""
     import torch
 
@@ -130,7 +108,7 @@ def looked_at(model: Any) -> dict[str, Any]:
     return {"parameters": sum(p.numel() for p in model.parameters()), **speed}
 
 
-def page(found: list[dict[str, Any]]) -> str:
+def page(found: list[Line]) -> str:
     setting = found[0]["setting"]
     parts = [
         "# Smaller shapes, side by side\n",
@@ -150,13 +128,13 @@ def page(found: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def best(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def best(found: list[Line]) -> list[Line]:
     """Of every side the line of the lowest perplexity; in its order."""
     ordered = sorted(found, key=lambda line: line["perplexity"])
     return list({line["side"]: line for line in reversed(ordered)}.values())[::-1]
 
 
-def table(title: str, found: list[dict[str, Any]], untouched: dict[str, Any] | None) -> str:
+def table(title: str, found: list[Line], untouched: Line | None) -> str:
     baseline = next((line for line in found if line["side"] == BASELINE), None)
     rows = [
         f"## {title}\n",
@@ -169,28 +147,22 @@ def table(title: str, found: list[dict[str, Any]], untouched: dict[str, Any] | N
             f"`{line['recipe']}`" if line["recipe"] else AS_IT_CAME,
             gone,
             f"{line['perplexity']:.2f} ± {line['stderr']:.2f}",
-            "" if baseline in (None, line) else against(line, baseline),
+            against(line, baseline),
             f"{line['seconds']:.0f}",
             f"{line['peak'] / 1e6:.0f}",
             f"{line['decode']:.1f} ± {line['decode_stderr']:.1f} ({line['engine']})",
         )
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(row(cells))
     return "\n".join(rows) + "\n"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, "tries the plumbing", seed="of the calibration windows and their order")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="recipes that have one of these words in them")
     parser.add_argument("--levels", type=int, nargs="+", choices=LEVELS, default=list(LEVELS), help="per cent that is removed")
-    parser.add_argument("--again", action="store_true", help="also what has a line")
-    parser.add_argument("--quick", action="store_true", help="tries the plumbing; nothing is kept")
     parser.add_argument("--steps", type=int, default=100, help="steps of 4 windows that recovery may take")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--windows", type=int, default=128, help="calibration windows")
     parser.add_argument("--judged-windows", type=int, default=24)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.rates = RATES
     if given.quick:

@@ -13,20 +13,17 @@ was resident before it: activations are in that, too).
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gauge import Gauge, hand_over, use_threads, versions
-from ledger import Line, keep, measure, newest
+from gauge import Gauge
+from ledger import Book, Job, Line, apart, numbers, options, row
 
-HERE = Path(__file__).resolve().parent
-WORK = HERE.parent / "build" / "bench"
-LEDGER, PAGE = HERE / "scratch.jsonl", HERE / "SCRATCH.md"
+BOOK = Book(__file__, ("side", "rate", "seed"))
 MODEL, JUDGED, HELD_OUT = "own-2m", "asset:boolq", 0.02
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 DENSE = "dense"  # followed by a number: with so many blocks
@@ -49,35 +46,26 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "galore(rank=32, every=75)",
     ),
 }
-NUMBERS = ("judged_windows", "threads")
 
 
 def main() -> int:
-    given = arguments()
-    if given.one is not None:
-        use_threads(given.threads)
-        hand_over(given.result, measured(given))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
-    sides = [side for group in GROUPS.values() for side in group][: 3 if given.quick else None]
-    failed = sum(not run(given, side, rate, seed) for side in sides for rate, seed in wanted(given, side))
-    if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(lines()), encoding="utf-8")
-    return 1 if failed else 0
+    return BOOK.drive(arguments(), jobs, measured, page)
 
 
-def wanted(given: argparse.Namespace, side: str) -> Iterator[tuple[float, int]]:
-    """(rate, seed) of what has no line; the later ones depend on what the lines of the first seed say by then."""
-    if given.quick:
-        yield RATES[1], 0
-        return
-    for rate in RATES:
-        if (side, rate, 0) not in known():
-            yield rate, 0
-    best = best_rate(lines(), side)
-    for seed in range(1, given.seeds):
-        if best is not None and (side, best, seed) not in known():
-            yield best, seed
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    """All rates with the first seed, then the other seeds with the best of them, which is known by then."""
+    sides = [side for group in GROUPS.values() for side in group]
+    for side in sides[:3] if given.quick else sides:
+        for rate in RATES[1:2] if given.quick else RATES:
+            yield job(given, side, rate, 0)
+        best = None if given.quick else best_rate(BOOK.lines(), side)
+        for seed in range(1, given.seeds) if best is not None else ():
+            yield job(given, side, best, seed)
+
+
+def job(given: argparse.Namespace, side: str, rate: float, seed: int) -> Job:
+    fields = {"rate": rate, "seed": seed}
+    return Job(side, {"side": side, **fields}, {**fields, **numbers(given, "steps", "judged_windows")})
 
 
 def best_rate(found: list[Line], side: str) -> float | None:
@@ -86,25 +74,13 @@ def best_rate(found: list[Line], side: str) -> float | None:
     return min(first, key=lambda rate: first[rate]) if first.keys() >= set(RATES) else None
 
 
-def run(given: argparse.Namespace, side: str, rate: float, seed: int) -> bool:
-    """One training in a process of its own; whether it came to an end."""
-    print(f"seed {seed}, rate {rate:g}: {side} ...", file=sys.stderr)
-    options = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in NUMBERS]
-    options += [f"--rate={rate}", f"--seed={seed}", *(["--quick"] if given.quick else [])]
-    found = measure(__file__, side, options, WORK)
-    if found is None:
-        return False
-    keep(LEDGER, {"side": side, "rate": rate, "seed": seed, **found}, given.quick)
-    return True
-
-
-def measured(given: argparse.Namespace) -> dict[str, Any]:
+def measured(given: argparse.Namespace) -> Line:
     import torch
 
     from trimtab.data.examples import Examples, held_out
     from trimtab.data.windows import evaluation_windows
     from trimtab.host.homegrown import named, reading, untrained
-    from trimtab.host.provenance import commit, machine
+    from trimtab.host.provenance import provenance
     from trimtab.host.scratch import as_scratch, changed, teach, text_rows
     from trimtab.host.trainer import validation_loss
     from trimtab.measure.perplexity import token_losses
@@ -113,7 +89,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(given.threads)
     kind, _, blocks = given.one.partition(" ") if given.one.startswith(DENSE) else ("", "", "")
     grown = named(MODEL).grown
-    course = changed(grown.course, 20 if given.quick else None, given.rate, given.seed)
+    course = changed(grown.course, given.steps or None, given.rate, given.seed)
     grown = replace(grown, course=course, layers=int(blocks) if kind else grown.layers)
     method, gauge, memory = None if kind else as_scratch(given.one), Gauge(), counting()
     with gauge("prepare"):
@@ -134,11 +110,8 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "peak": gauge.stages["train"]["peak"] - gauge.stages["prepare"]["after"],
         "seconds": gauge.stages["train"]["seconds"],
         "tokens": course.tokens,
-        "setting": {"model": MODEL, "judged": JUDGED, **{name: getattr(given, name) for name in NUMBERS}},
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions("trimtab", "torch", "transformers"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "setting": {"model": MODEL, "judged": JUDGED, **numbers(given, "judged_windows", "threads")},
+        **provenance(),
     }
 
 
@@ -162,15 +135,6 @@ def counting() -> Any:
     return Counting()
 
 
-def lines() -> list[Line]:
-    """The newest line of every side, rate and seed."""
-    return newest(LEDGER, "side", "rate", "seed")
-
-
-def known() -> set[tuple[str, float, int]]:
-    return {(line["side"], line["rate"], line["seed"]) for line in lines()}
-
-
 def page(found: list[Line]) -> str:
     """Markdown: a table for each group."""
     text = ["# Trained from the first step", "", "Made by `benchmarks/scratch.py` from `scratch.jsonl`."]
@@ -179,7 +143,7 @@ def page(found: list[Line]) -> str:
         own = {side: at_best(found, side) for side in sides}
         there = {side: by_seed for side, by_seed in own.items() if by_seed}
         if sides[0] in there:
-            rows = [row(side, there[sides[0]], by_seed) for side, by_seed in there.items()]
+            rows = [compared(side, there[sides[0]], by_seed) for side, by_seed in there.items()]
             text += [f"## {group.capitalize()}", "", HEAD, RULE, *rows, ""]
     return "\n".join(text)
 
@@ -197,21 +161,15 @@ HEAD = (
 RULE = "|---|---|---|---|---|---|---|---|---|---|"
 
 
-def row(side: str, first: dict[int, Line], own: dict[int, Line]) -> str:
+def compared(side: str, first: dict[int, Line], own: dict[int, Line]) -> str:
     """Means over seeds; the difference over those that both sides have."""
-    import torch
-
-    from trimtab.measure.paired import paired_difference
-
-    both, apart = sorted(first.keys() & own.keys()), "-"
+    both, difference = sorted(first.keys() & own.keys()), "-"
     if first is not own and both:
-        left, right = (torch.tensor([lines_of[seed]["losses"] for seed in both]) for lines_of in (own, first))
-        difference = paired_difference(left, right)
-        apart = f"{difference.difference:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
+        difference = apart(*([lines[seed]["losses"] for seed in both] for lines in (own, first)))
     some = next(iter(own.values()))
-    loss = torch.tensor([line["losses"] for line in own.values()]).mean()
+    loss = fmean(value for line in own.values() for value in line["losses"])
     counted, peak, seconds = (sum(line[name] for line in own.values()) / len(own) for name in ("counted", "peak", "seconds"))
-    cells = [f"`{side}`", f"{some['rate']:g}", f"{loss:.4f}", apart, f"{len(own)} x {len(some['losses'])}"]
+    cells = [f"`{side}`", f"{some['rate']:g}", f"{loss:.4f}", difference, f"{len(own)} x {len(some['losses'])}"]
     cells += [
         f"{some['parameters']:,}",
         f"{some['trained']:,}",
@@ -219,24 +177,20 @@ def row(side: str, first: dict[int, Line], own: dict[int, Line]) -> str:
         f"{peak / 1e6:.1f}",
         f"{seconds / 60:.1f}",
     ]
-    return f"| {' | '.join(cells)} |"
+    return row(cells)
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--quick", action="store_true", help="try the plumbing; nothing is kept")
-    options.add_argument("--judged-windows", type=int, default=100)
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--one", help=argparse.SUPPRESS)
-    options.add_argument("--rate", type=float, help=argparse.SUPPRESS)
-    options.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, "one rate, one seed, 20 steps, three sides")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--judged-windows", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=0, help=argparse.SUPPRESS)  # 0: as many as the shape's own course has
+    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
+    given = parser.parse_args()
     if given.quick:
-        given.judged_windows = 4
+        given.judged_windows, given.steps = 4, 20
     return given
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

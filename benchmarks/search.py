@@ -5,24 +5,20 @@
     python benchmarks/search.py --quick               two generations, 4 windows, nothing is kept: tries the plumbing
 
 One process for each recipe and seed; levels are kept in `build/bench/levels-SEED`, so that searches over the same ones share them
-(the first one's minutes are also those of making them). Lines are appended to `search.jsonl`, a run that was stopped goes on, and
-`SEARCH.md` is made from the newest line of every recipe and seed. Differences are paired over seeds and windows, against the
-first recipe of the task.
+(the first one's minutes are also those of making them), and `--threads` is also how many processes judge candidates. Lines are
+appended to `search.jsonl`, a run that was stopped goes on, and `SEARCH.md` is made from the newest line of every recipe and seed.
+Differences are paired over seeds and windows, against the first recipe of the task.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ledger
-from gauge import Gauge, hand_over, use_threads, versions
+from gauge import Gauge
+from ledger import WORK, Book, Job, Line, apart, numbers, options, row
 
-HERE = Path(__file__).resolve().parent
-WORK = HERE.parent / "build" / "bench"
-LEDGER, PAGE = HERE / "search.jsonl", HERE / "SEARCH.md"
+BOOK = Book(__file__, ("recipe", "seed"))
 MODEL, SHOWN, JUDGED = "asset:smollm2-135m", "asset:squad-drop", "asset:boolq"
 LENGTH = 256
 SPARSITIES, BITS, FRACTIONS = "sparsity=0.4,0.5,0.6,0.7,0.8", "bits=2,3,4", "bits=2.5,3,3.5"
@@ -57,43 +53,19 @@ TASKS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> int:
-    given = arguments()
-    if given.one is not None:
-        use_threads(given.threads)
-        hand_over(given.result, measured(given))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
-    failed = sum(not run(given, task, recipe, seed) for task, recipe, seed in wanted(given))
-    if not given.quick and LEDGER.exists():
-        PAGE.write_text(page(ledger.newest(LEDGER, "recipe", "seed")), encoding="utf-8")
-    return 1 if failed else 0
+    return BOOK.drive(arguments(), jobs, measured, page)
 
 
-def wanted(given: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """(task, recipe, seed) of what is to be run; without --again only what has no line."""
-    there = (
-        set()
-        if given.again or given.quick
-        else {(line["recipe"], line["seed"]) for line in ledger.newest(LEDGER, "recipe", "seed")}
-    )
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    asked = numbers(given, *NUMBERS)
     for seed in range(given.seeds):
         for task, recipes in TASKS.items():
             for recipe in [recipe.format(**vars(given)) for recipe in recipes]:
-                if (recipe, seed) not in there and given.only in (None, task):
-                    yield task, recipe, seed
+                if given.only in (None, task):
+                    yield Job(recipe, {"task": task, "recipe": recipe, "seed": seed}, {"seed": seed, **asked})
 
 
-def run(given: argparse.Namespace, task: str, recipe: str, seed: int) -> bool:
-    """One recipe in a process of its own; whether it came to an end."""
-    print(f"seed {seed}: {recipe} ...", file=sys.stderr)
-    numbers = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in NUMBERS]
-    found = ledger.measure(__file__, recipe, ["--seed", seed, *numbers], WORK)
-    if found is not None:
-        ledger.keep(LEDGER, {"task": task, "recipe": recipe, "seed": seed, **found}, given.quick)
-    return found is not None
-
-
-def measured(given: argparse.Namespace) -> dict[str, Any]:
+def measured(given: argparse.Namespace) -> Line:
     import torch
 
     from trimtab import Calibration, Recipe
@@ -101,7 +73,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     from trimtab.host.checkpoint import load
     from trimtab.host.compress import compress
     from trimtab.host.model_assets import resolve_model
-    from trimtab.host.provenance import commit, machine
+    from trimtab.host.provenance import provenance
     from trimtab.host.source import history
     from trimtab.measure.perplexity import perplexity, token_losses
     from trimtab.measure.size import bits_per_weight
@@ -126,11 +98,8 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "notes": done.report.notes,
         **gauge.stages["compress"],
         "setting": {"model": MODEL, "history": history(Path(folder)), "shown": SHOWN, "judged": JUDGED, "length": LENGTH}
-        | {name: getattr(given, name) for name in NUMBERS},
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions("trimtab", "torch", "transformers"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        | numbers(given, *NUMBERS, "threads"),
+        **provenance(),
     }
 
 
@@ -143,17 +112,17 @@ def zeros(model: Any) -> float:
     return sum(int((m == 0).sum()) for m in matrices) / sum(m.numel() for m in matrices)
 
 
-def page(found: list[dict[str, Any]]) -> str:
+def page(found: list[Line]) -> str:
     """Markdown: a table for each task."""
     text = ["# Searches at one budget", "", "Made by `benchmarks/search.py` from `search.jsonl`.", ""]
     for task in TASKS:
-        by_recipe: dict[str, dict[int, dict[str, Any]]] = {}
+        by_recipe: dict[str, dict[int, Line]] = {}
         for line in found:
             if line["task"] == task:
                 by_recipe.setdefault(line["recipe"], {})[line["seed"]] = line
         if by_recipe:
             first = next(iter(by_recipe.values()))
-            text += [f"## {task}", "", HEAD, RULE, *(row(recipe, first, own) for recipe, own in by_recipe.items()), ""]
+            text += [f"## {task}", "", HEAD, RULE, *(compared(recipe, first, own) for recipe, own in by_recipe.items()), ""]
     return "\n".join(text)
 
 
@@ -163,18 +132,12 @@ HEAD = (
 RULE = "|---|---|---|---|---|---|---|---|---|"
 
 
-def row(recipe: str, first: dict[int, dict[str, Any]], own: dict[int, dict[str, Any]]) -> str:
+def compared(recipe: str, first: dict[int, Line], own: dict[int, Line]) -> str:
     """Means over seeds; the difference over those that both sides have."""
-    import torch
-
-    from trimtab.measure.paired import paired_difference
-
     both = sorted(first.keys() & own.keys())
-    apart = "-"
+    difference = "-"
     if both and first is not own:
-        left, right = (torch.tensor([side[seed]["losses"] for seed in both]) for side in (own, first))
-        difference = paired_difference(left, right)
-        apart = f"{difference.difference:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})"
+        difference = apart(*([side[seed]["losses"] for seed in both] for side in (own, first)))
     bits, none, perplexity, seconds = (
         sum(line[name] for line in own.values()) / len(own) for name in ("stored_bits", "zeros", "perplexity", "seconds")
     )
@@ -185,37 +148,31 @@ def row(recipe: str, first: dict[int, dict[str, Any]], own: dict[int, dict[str, 
         f"{bits:.3f}",
         f"{none:.3f}",
         f"{perplexity:.2f}",
-        apart,
+        difference,
         windows,
         len(own),
         f"{seconds / 60:.1f}",
         notes,
     ]
-    return f"| {' | '.join(map(str, cells))} |"
+    return row(cells)
 
 
-NUMBERS = ("tokens", "held_out", "generations", "judged_windows", "threads")
+NUMBERS = ("tokens", "held_out", "generations", "judged_windows")
 
 
 def arguments() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", choices=list(TASKS), help="one task")
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--again", action="store_true", help="also what has a line")
-    options.add_argument("--quick", action="store_true", help="try the plumbing; nothing is kept")
-    options.add_argument("--tokens", type=int, default=16384, help="calibration tokens")
-    options.add_argument("--held-out", type=int, default=4096, help="tokens on which candidates are judged")
-    options.add_argument("--generations", type=int, default=20)
-    options.add_argument("--judged-windows", type=int, default=200)
-    options.add_argument("--threads", type=int, default=2, help="also how many processes judge candidates")
-    options.add_argument("--one", help=argparse.SUPPRESS)
-    options.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    parser = options(__doc__, "two generations, 4 windows")
+    parser.add_argument("--only", choices=list(TASKS), help="one task")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16384, help="calibration tokens")
+    parser.add_argument("--held-out", type=int, default=4096, help="tokens on which candidates are judged")
+    parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--judged-windows", type=int, default=200)
+    given = parser.parse_args()
     if given.quick:
         given.seeds, given.tokens, given.held_out, given.generations, given.judged_windows = 1, 1024, 512, 2, 4
     return given
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

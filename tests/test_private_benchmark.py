@@ -32,7 +32,8 @@ def test_the_page_says_what_was_spent_learned_and_given_away() -> None:
     assert "at most 8 bits, and 1.42 in the mean" in told
 
 
-def test_without_lines_everything_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_way_is_asked_for_with_every_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["private.py", "--seeds", "2"])
-    monkeypatch.setattr(private, "LEDGER", tmp_path / "none.jsonl")
-    assert len(list(private.wanted(private.arguments()))) == 2 * len(private.WAYS)
+    jobs = [*private.jobs(private.arguments())]
+    assert {(job.one, job.fields["seed"]) for job in jobs} == {(way, seed) for way in private.WAYS for seed in (0, 1)}
+    assert "--canaries=32" in jobs[0].words

@@ -28,9 +28,9 @@ def test_its_recipes_can_be_read(task, given):
 
 def test_one_task_is_asked_for_with_every_seed(given):
     given.only, given.seeds = "blocks", 2
-    asked = [*search.wanted(given)]
-    assert [seed for _, _, seed in asked] == [0, 0, 0, 1, 1, 1]
-    assert {task for task, _, _ in asked} == {"blocks"}
+    asked = [job.fields for job in search.jobs(given)]
+    assert [fields["seed"] for fields in asked] == [0, 0, 0, 1, 1, 1]
+    assert {fields["task"] for fields in asked} == {"blocks"}
 
 
 def line(recipe: str, seed: int, losses: list[float], notes: tuple[str, ...] = ()) -> dict[str, Any]:
