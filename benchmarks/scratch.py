@@ -27,6 +27,7 @@ BOOK = Book(__file__, ("side", "rate", "seed"))
 MODEL, JUDGED, HELD_OUT = "own-2m", "asset:boolq", 0.02
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 DENSE = "dense"  # followed by a number: with so many blocks
+EUGENS = "eugens"  # followed by the degree and the features of each: in the place of feed-forward layers
 AT_A_TIME = "every=25, warm_up=5"
 GROUPS: dict[str, tuple[str, ...]] = {
     "half of the numbers in the blocks": (
@@ -37,6 +38,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "structured_ffn(keep=0.222)",
         "structured_ffn(keep=0.222, guided=0.0)",
         "structured_ffn(keep=0.222, structure='block_dense')",
+        "eugens 1 255",
+        "eugens 2 127",
     ),
     "a twelfth of the numbers in the blocks": ("low_rank(keep=0.092)", "learned_butterfly", "sltrain(keep=0.092)"),
     "all numbers, some trained at a time": (
@@ -79,23 +82,22 @@ def measured(given: argparse.Namespace) -> Line:
 
     from trimtab.data.examples import Examples, held_out
     from trimtab.data.windows import evaluation_windows
-    from trimtab.host.homegrown import named, reading, untrained
+    from trimtab.host.homegrown import named, reading
     from trimtab.host.provenance import provenance
-    from trimtab.host.scratch import as_scratch, changed, teach, text_rows
+    from trimtab.host.scratch import changed, teach, text_rows
     from trimtab.host.trainer import validation_loss
     from trimtab.measure.perplexity import token_losses
     from trimtab.tensors.products import fast_products
 
     torch.set_num_threads(given.threads)
-    kind, _, blocks = given.one.partition(" ") if given.one.startswith(DENSE) else ("", "", "")
     grown = named(MODEL).grown
     course = changed(grown.course, given.steps or None, given.rate, given.seed)
-    grown = replace(grown, course=course, layers=int(blocks) if kind else grown.layers)
-    method, gauge, memory = None if kind else as_scratch(given.one), Gauge(), counting()
+    grown, gauge, memory = replace(grown, course=course), Gauge(), counting()
     with gauge("prepare"):
         tokenizer, texts = reading(grown)
         rows, apart = held_out(Examples(tuple(text_rows(texts, tokenizer, course.length))), HELD_OUT, 0)
-        model = memory.model = untrained(grown)
+        model, method = begun(given.one, grown)
+        memory.model = model
     with TemporaryDirectory() as scratch, gauge("train"):
         done = teach(model, method, rows.rows, course, Path(scratch) / "state", beside=[memory])
     with fast_products():
@@ -113,6 +115,31 @@ def measured(given: argparse.Namespace) -> Line:
         "setting": {"model": MODEL, "judged": JUDGED, **numbers(given, "judged_windows", "threads")},
         **provenance(),
     }
+
+
+def begun(side: str, grown: Any) -> tuple[Any, Any]:
+    """The random model of a side, and the method that it is trained with; None if it is trained as it is."""
+    from trimtab.host.homegrown import untrained
+    from trimtab.host.scratch import as_scratch
+
+    kind, *sizes = side.split() if side.startswith((DENSE, EUGENS)) else (side,)
+    if kind == DENSE:
+        return untrained(replace(grown, layers=int(sizes[0]))), None
+    model = untrained(grown)
+    if kind == EUGENS:
+        with_eugens(model, *map(int, sizes), grown.course.seed)
+        return model, None
+    return model, as_scratch(side)
+
+
+def with_eugens(model: Any, degree: int, width: int, seed: int) -> None:
+    """Every block's feed-forward layers become one layer of random features, of which the last matrix is trained."""
+    from eugens import Eugen
+
+    from trimtab.core.seeds import Seeds
+
+    for number, block in enumerate(model.model.layers):
+        block.mlp = Eugen(model.config.hidden_size, width, degree, Seeds(seed).at("eugens", str(number)))
 
 
 def counting() -> Any:

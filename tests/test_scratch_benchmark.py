@@ -49,29 +49,12 @@ def test_a_side_without_all_rates_is_not_shown(bench: Any) -> None:
     assert f"`{second}`" not in bench.page(found)
 
 
-def test_sides_are_methods(bench: Any) -> None:
-    from trimtab.host.scratch import as_scratch
-
-    for group in bench.GROUPS.values():
-        for name in group:
-            assert name.startswith(bench.DENSE) or as_scratch(name)
-
-
 def test_a_group_holds_equally_many_numbers(bench: Any) -> None:
-    from dataclasses import replace
-
     from trimtab.anatomy import Anatomy
     from trimtab.engine.scratch import numbers
-    from trimtab.host.homegrown import FAMILY, untrained
-    from trimtab.host.scratch import as_scratch
+    from trimtab.host.homegrown import FAMILY
 
-    grown = FAMILY[bench.MODEL]
-    anatomy = Anatomy.of(untrained(grown))
     for group in bench.GROUPS.values():
-        held = [
-            replace(grown, layers=int(name.split()[1])).parameters
-            if name.startswith(bench.DENSE)
-            else numbers(anatomy, as_scratch(name))
-            for name in group
-        ]
+        begun = [bench.begun(name, FAMILY[bench.MODEL]) for name in group]
+        held = [numbers(Anatomy.of(model), method) if method else model.num_parameters() for model, method in begun]
         assert max(held) < 1.01 * min(held), dict(zip(group, held, strict=True))
