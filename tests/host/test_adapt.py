@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import trimtab as tt
@@ -20,6 +21,7 @@ from trimtab.engine import adapting
 from trimtab.host import adapters, instants
 from trimtab.host.adapt import Adapted, adapt, merge
 from trimtab.host.keeping import holding
+from trimtab.host.private import Privacy
 from trimtab.host.trainer import Pace
 from trimtab.testing.folders import tiny_folder
 from trimtab.testing.tiny import tiny, tokens
@@ -131,6 +133,15 @@ def test_recomputing_blocks_changes_nothing(packed: Path, data: Path, tmp_path: 
     once = learn(packed, data, "lora(rank=4)", tmp_path / "once")
     again = learn(packed, data, "lora(rank=4)", tmp_path / "again", pace=Pace(4, 3, recompute=True))
     assert once.tuned.losses == pytest.approx(again.tuned.losses, rel=1e-6)
+
+
+def test_products_in_bfloat16_come_to_about_the_same(packed: Path, data: Path, tmp_path: Path) -> None:
+    exact = learn(packed, data, "lora(rank=4)", tmp_path / "exact")
+    rounded = learn(packed, data, "lora(rank=4)", tmp_path / "rounded", compute="bfloat16")
+    assert rounded.tuned.losses != exact.tuned.losses
+    assert rounded.tuned.losses == pytest.approx(exact.tuned.losses, rel=0.01)
+    (trained,) = rounded.folder.glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(trained).values()} == {torch.float32}
 
 
 def test_accumulation_changes_nothing(base: Path, data: Path, tmp_path: Path) -> None:
@@ -285,6 +296,10 @@ def test_bad_requests_say_what_and_where(base: Path, data: Path, tmp_path: Path)
         learn(base, data, "lora(rank=4)", tmp_path / "out", only=("lm_head",))
     with pytest.raises(UsageError, match="is the model that is read"):
         learn(base, data, "lora(rank=4)", base)
+    with pytest.raises(UsageError, match="training computes in float32 or bfloat16, got 'float8'"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out", compute="float8")
+    with pytest.raises(UsageError, match="private training computes in float32, not in bfloat16"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out", compute="bfloat16", validation=0.0, privacy=Privacy(epsilon=8.0))
 
 
 def test_an_adapter_of_another_model_is_refused(base: Path, data: Path, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ DEEPEST = 20  # of brackets in each other; the time to read them grows with the 
 class Calibration:
     """What the model is shown. text: an asset or a file; tokens: how many in all; length: tokens per window.
 
-    batch: windows per forward pass; changes speed and memory only. compute: what the blocks run in while they are watched;
-    bfloat16 is faster on processors that have it and rounds the activations.
+    batch: windows per forward pass; changes speed and memory only. compute: what the blocks run in while they are watched, and
+    what training multiplies in; bfloat16 is faster on processors that have it and rounds the activations.
     """
 
     text: str = "asset:squad-drop"

@@ -105,7 +105,8 @@ class TaughtMethod(Method):
 
 @dataclass(frozen=True)
 class Term:
-    """How long a lesson is. length: tokens of a window. seed: of the order of the windows. place: of its checkpoints."""
+    """How long a lesson is. length: tokens of a window. seed: of the order of the windows. place: of its checkpoints. compute:
+    what products are taken in, float32 or bfloat16."""
 
     steps: int
     batch: int
@@ -113,6 +114,7 @@ class Term:
     learning_rate: float
     seed: int
     place: Path | None = None
+    compute: str = "float32"
 
 
 class School(Protocol):

@@ -96,7 +96,9 @@ def _trained(bench: Bench, method: TaughtMethod, pupil: Pupil, number: int) -> l
     windows = torch.cat(bench.batches)
     place = bench.keeper.place(f"lesson-{number}")
     seed = int(torch.randint(2**31, (), generator=bench.seeds.at(number, "order")))
-    term = Term(method.steps, method.windows, windows.shape[1], method.learning_rate, seed, place)
+    term = Term(
+        method.steps, method.windows, windows.shape[1], method.learning_rate, seed, place, bench.recipe.calibration.compute
+    )
     hooks = (_Progress(pupil, method.steps), pupil)
     rates = {f"pupil.{name}": rate for name, rate in pupil.rates().items()}
     assert bench.school is not None

@@ -30,6 +30,7 @@ from trimtab.host import adapters, checkpoint
 from trimtab.host.fingerprint import fingerprint
 from trimtab.host.finishing import Finishing, finishing
 from trimtab.host.model_assets import resolve_model
+from trimtab.host.objectives import check_compute
 from trimtab.host.peak import peak_memory
 from trimtab.host.pretrain import Course
 from trimtab.host.private import Privacy, Spent, tune_privately
@@ -74,7 +75,8 @@ class Lesson:
     """What is to be learned and how.
 
     steps: None means `epochs` passes over the rows. validation: another source, or a share. general: text that is not learned,
-    for methods that look at some.
+    for methods that look at some. compute: what products are taken in, float32 or bfloat16, which is faster where the processor
+    has it; what is trained is float32 in both.
     """
 
     data: str
@@ -87,6 +89,7 @@ class Lesson:
     validation: str | float = 0.05
     general: str = Calibration().text
     seed: int = 0
+    compute: str = "float32"
 
     def course(self, rows: int) -> Course:
         """Raises `DataError` where the rows do not make one batch, `UsageError` for numbers that no training can have."""
@@ -124,7 +127,8 @@ def adapt(
     """
     method = as_trained(method)
     asked = Lesson(str(data), **lesson)
-    _check_told(privacy, asked.validation)
+    check_compute(asked.compute)
+    _check_private(privacy, asked)
     check_apart(model, out)
     with finishing(out) if is_first() else nullcontext() as end:
         if end is None or not end.is_in_place:
@@ -216,6 +220,7 @@ def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watch
             validation=job.validation.rows,
             pace=job.pace,
             hooks=hooks,
+            compute=job.lesson.compute,
             general=general,
             identity=identity,
             watch=watch,
@@ -229,10 +234,14 @@ def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watch
     return done
 
 
-def _check_told(privacy: Privacy | None, validation: str | float) -> None:
-    """Raises `UsageError` where private rows would be told of in another way."""
-    if privacy is not None and not isinstance(validation, str) and validation > 0:
+def _check_private(privacy: Privacy | None, asked: Lesson) -> None:
+    """Raises `UsageError` where private rows would be told of in another way, or bounds be met by rounded gradients only."""
+    if privacy is None:
+        return
+    if not isinstance(asked.validation, str) and asked.validation > 0:
         raise UsageError("a loss on a share of private rows would tell of them; validate on other, public data, or on 0 of them")
+    if asked.compute != "float32":
+        raise UsageError(f"private training computes in float32, not in {asked.compute}: its bounds hold for exact gradients")
 
 
 def _privately(job: _Job, privacy: Privacy, course: Course, deltas: Mapping[str, Delta], watch: Watcher) -> tuple[Tuned, Spent]:

@@ -13,8 +13,9 @@ from trimtab.core.progress import Watcher, unwatched
 from trimtab.core.taught import Term, trains
 from trimtab.core.trained import Hook
 from trimtab.data.examples import Row
+from trimtab.host.objectives import Batch
 from trimtab.host.pretrain import Course
-from trimtab.host.trainer import Batch, tune
+from trimtab.host.trainer import tune
 
 
 def school(
@@ -45,6 +46,7 @@ def school(
             term.place or Path(scratch) / "lesson",
             hooks=hooks,
             objective=objective,
+            compute=term.compute,
             rates={name: rate for name, rate in rates.items() if name in trained and trains(trained[name])},
             identity={"steps": term.steps, "learning rate": term.learning_rate, "rates": dict(rates)},
             watch=watch,

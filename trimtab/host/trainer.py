@@ -31,16 +31,14 @@ from trimtab.core.errors import DataError, TrimtabError, UsageError
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import Hook
-from trimtab.data.examples import IGNORED, Row, batch
+from trimtab.data.examples import Row, batch
 from trimtab.engine.packed_linear import nothing_kept_unpacked
+from trimtab.host.objectives import Objective, answers, computed_in
 from trimtab.host.pretrain import CLIP, RECENT, Course
 from trimtab.host.traceless import lent, own_randomness
 from trimtab.host.tuned import Keeper, Tuned
-from trimtab.tensors.losses import next_token
 
 CHECKPOINTS = 10  # in a whole training
-Batch = Mapping[str, Tensor]
-Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
 Windows = Callable[[int], Tensor]
 
 
@@ -64,12 +62,6 @@ def no_text(windows: int) -> Tensor:
     raise UsageError("the method looks at general text, and there is none; name some with --general")
 
 
-def answers(model: nn.Module, given: Batch, count: Tensor) -> Tensor:
-    """The usual objective: cross-entropy of the learned tokens, summed and divided by `count`, how many the whole step has."""
-    logits = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"], use_cache=False).logits
-    return next_token(logits, given["labels"], IGNORED) / count
-
-
 def tune(
     model: PreTrainedModel,
     trained: Mapping[str, Tensor],
@@ -81,6 +73,7 @@ def tune(
     pace: Pace = Pace(),
     hooks: Sequence[Hook] = (),
     objective: Objective = answers,
+    compute: str = "float32",
     rates: Mapping[str, float] | None = None,
     general: Windows = no_text,
     identity: Mapping[str, Any] | None = None,
@@ -88,19 +81,27 @@ def tune(
 ) -> Tuned:
     """Trains the parameters `trained`, by name, in place; goes on from the checkpoint folder `place`, which stays.
 
-    Among them may be state that wants no gradient. course.length is that of the longest row. rates: the highest learning rate
-    of parameters, by name, where it is not the course's. general: makes [n, length] tokens of other text, for hooks that ask.
-    identity: what else the result depends on; a checkpoint with another one is refused. Raises `DataError` for too few rows,
-    `UsageError` for somebody else's checkpoint, `ModelError` for a damaged one and `TrimtabError` where the loss is not finite.
+    Among them may be state that wants no gradient. course.length is that of the longest row. compute: what matrix products are
+    taken in, float32 or bfloat16. rates: the highest learning rate of parameters, by name, where it is not the course's. general:
+    makes [n, length] tokens of other text, for hooks that ask. identity: what else the result depends on; a checkpoint with
+    another one is refused. Raises `DataError` for too few rows, `UsageError` for somebody else's checkpoint, `ModelError` for a
+    damaged one and `TrimtabError` where the loss is not finite.
     """
     _check(rows, course, pace)
+    objective = computed_in(compute, objective)
     others = rates or {}
     by_rate = [(others.get(name, course.learning_rate), value) for name, value in trained.items()]
     groups = [{"params": [v for r, v in by_rate if r == rate], "lr": rate} for rate in dict.fromkeys(r for r, _ in by_rate)]
     optimizer = AdamW(groups, lr=course.learning_rate, weight_decay=course.decay)
     whose = {
         **(identity or {}),
-        **{"batch": course.batch, "seed": course.seed, "rows": digest_of(rows), "validation rows": digest_of(validation)},
+        **{
+            "batch": course.batch,
+            "seed": course.seed,
+            "compute": compute,
+            "rows": digest_of(rows),
+            "validation rows": digest_of(validation),
+        },
     }
     kept = {f"{number}.{name}": value for number, hook in enumerate(hooks) for name, value in hook.tensors().items()}
     keeper = Keeper(place, trained, optimizer, whose, kept)

@@ -35,15 +35,16 @@ def polynomial(weight: Tensor, coefficients: Sequence[float], drawn: Projections
 
 def _products(wide: Tensor, drawn: Tensor) -> Tensor:
     """[..., p] of wide [..., in + 1] and drawn [degree, p, in + 1]."""
-    found = wide @ drawn[0].T
+    scale: float = drawn.shape[1] ** -0.5
+    found: Tensor = wide @ drawn[0].T * scale
     for rows in drawn[1:]:
         found = found * (wide @ rows.T)
-    return found / drawn.shape[1] ** 0.5
+    return found
 
 
 def _rows(count: int, size: int, generator: torch.Generator) -> Tensor:
     """[count, size]: every row normal, and at right angles to the others of its block of `size`."""
     drawn = torch.randn(count, size, generator=generator)
-    blocks = [torch.linalg.qr(part.mT)[0].mT for part in drawn.split(size)]
-    norms = torch.randn(count, size, generator=generator).norm(dim=1, keepdim=True)
+    blocks = [torch.linalg.qr(part.mT)[0].mT for part in torch.split(drawn, size)]
+    norms: Tensor = torch.randn(count, size, generator=generator).norm(dim=1, keepdim=True)
     return torch.cat(blocks) * norms

@@ -1,5 +1,7 @@
 """What a method that trains a whole model must keep: it learns, the same twice, and what it leaves can be saved."""
 
+from dataclasses import replace
+
 import torch
 
 from trimtab.anatomy import Anatomy
@@ -41,4 +43,18 @@ def leaves_nothing_of_the_training_behind(method: type[TaughtMethod]) -> None:
     expect([r.step for r in bench.receipts].count(len(bench.recipe.steps)) == 1, "one receipt for the step")
 
 
-CHECKS = (is_the_same_after_saving, answers_the_same_twice, leaves_nothing_of_the_training_behind)
+def learns_in_bfloat16_too(method: type[TaughtMethod]) -> None:
+    """About the same, where matrix products are taken in bfloat16."""
+    recipe, last = _recipe(_made(method)[0]), []
+    for compute in ("float32", "bfloat16"):
+        _, bench = ran("llama", replace(recipe, calibration=replace(recipe.calibration, compute=compute)))
+        last.append(bench.receipts[-1].notes["last_loss"])
+    expect(abs(last[1] - last[0]) < 0.02 * abs(last[0]) + 0.01, f"the last loss is {last[0]:.4g}, and {last[1]:.4g} in bfloat16")
+
+
+CHECKS = (
+    is_the_same_after_saving,
+    answers_the_same_twice,
+    leaves_nothing_of_the_training_behind,
+    learns_in_bfloat16_too,
+)

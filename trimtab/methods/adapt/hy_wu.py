@@ -106,7 +106,7 @@ class Generator(nn.Module):
         count = mask.long().cumsum(1)[:, past:]  # of every token, from 1
         rows, columns = (mask[:, past:] & (count <= self.prefix)).nonzero(as_tuple=True)
         known = self._projected(embedded[rows, columns].to(self.keys.dtype))
-        self.opening = self.opening.index_put((rows, count[rows, columns] - 1), known)
+        self.opening = self.opening.index_put((rows, count[rows, columns] - 1), known.to(self.opening.dtype))
         self.ready = (count >= self.prefix) & self.told[:, None]
 
     def factors(self, query: Tensor, shape: tuple[int, int], opening: Tensor | None) -> Factors:
