@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.core.registry import get
+from trimtab.core.kinds import Trials
+from trimtab.core.recipe import Recipe
+from trimtab.core.registry import get, ids, kind
+from trimtab.engine.run import _RUNNERS
 from trimtab.measure import code_digest
-from trimtab.measure.code_digest import SILENT, digest_of, reached, source
-from trimtab.measure.side_store import MEASURING
+from trimtab.measure.code_digest import RUNNERS, SEARCH, SILENT, digest_of, reached, source
+from trimtab.measure.side_store import MEASURING, modules_of
 
 FILES = {
     "__init__": "",
@@ -105,5 +108,25 @@ def test_the_measuring_reaches_what_decides_and_not_the_methods() -> None:
     assert {"trimtab.tensors.columns", "trimtab.formats.grouped"} <= gptq.keys()
 
 
-def test_what_is_silent_is_there() -> None:
-    assert [name for name in SILENT if source(name) is None] == []
+def test_how_models_are_trained_decides_no_result_of_what_is_rounded() -> None:
+    rounded, trained = (reached(modules_of([Recipe.of(one)])) for one in ("gptq", "gptq -> recover"))
+    assert not [name for name in rounded if name.endswith((".trainer", ".school", ".teaching", ".searching"))]
+    assert {"trimtab.host.trainer", "trimtab.host.school", "trimtab.engine.teaching"} <= trained.keys()
+    assert rounded.keys() < trained.keys()
+
+
+@pytest.mark.parametrize("id", [id for id in ids() if kind(get(id)) in _RUNNERS])
+def test_what_carries_a_method_out_counts(id: str) -> None:
+    of_kind = kind(get(id))
+    assert _RUNNERS[of_kind].__module__ in reached([MEASURING, *RUNNERS.get(of_kind, ())])
+
+
+def test_where_candidates_are_judged_the_search_counts() -> None:
+    recipe = Recipe.of("gptq by evopress(levels='bits=2,3', mean=2.5)")
+    assert Trials in recipe.steps[0].by.needs
+    assert set(RUNNERS[SEARCH]) <= reached(modules_of([recipe])).keys()
+    assert not set(RUNNERS[SEARCH]) & reached(modules_of([Recipe.of("wanda by owl(sparsity=0.5)")])).keys()
+
+
+def test_what_is_named_is_there() -> None:
+    assert [name for name in SILENT.union(*RUNNERS.values()) if source(name) is None] == []

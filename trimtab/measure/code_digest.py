@@ -5,12 +5,13 @@ What counts is what the measuring imports, and what that imports, within one pac
 (`from trimtab.formats import Grouped`) leads to the file that defines it, so a new format makes no old result look old.
 Of each file everything counts except docstrings, comments, layout and cards, which say what a method promises and not what
 it does. Modules in `SILENT` do not count either: they report, or they bring models and texts, whose contents have digests
-of their own, or they are switched off where sides are measured. Imports for type annotations lead nowhere.
+of their own, or they are switched off where sides are measured. What carries out one kind of method (`RUNNERS`) counts where it
+is named: how models are trained decides no result of what is rounded. Imports for type annotations lead nowhere.
 """
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,15 @@ SILENT = frozenset(
         *("trimtab.kernels.repack", "trimtab.engine.passes", "trimtab.measure.pieces"),
     }
 )
+SEARCH = "search"
+RUNNERS: Mapping[str, tuple[str, ...]] = {
+    "block": ("trimtab.engine.tuning",),
+    "channel": ("trimtab.engine.channels",),
+    "model": ("trimtab.engine.rewriting",),
+    "scale": ("trimtab.engine.folding",),
+    "taught": ("trimtab.engine.teaching", "trimtab.engine.channels", "trimtab.host.school"),
+    SEARCH: ("trimtab.engine.search", "trimtab.host.searching"),  # of whatever kind judges candidates
+}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -50,10 +60,11 @@ def reached(modules: Iterable[str]) -> dict[str, Path]:
     """Module -> file, for the modules and all that count among their imports."""
     found: dict[str, Path] = {}
     waiting = list(modules)
+    silent = SILENT | frozenset().union(*RUNNERS.values()).difference(waiting)
     while waiting:
         name = waiting.pop()
         file = source(name)
-        if name in found or name in SILENT or file is None:
+        if name in found or name in silent or file is None:
             continue
         found[name] = file
         waiting += [target for target in imports(file) if _root(target) == _root(name)]

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import kernels
+from trimtab.core.kinds import Method, Trials
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Recipe
+from trimtab.core.registry import kind
 from trimtab.data.assets import cache_root
 from trimtab.data.text import documents
 from trimtab.engine import packed_linear
@@ -31,7 +33,7 @@ from trimtab.host.locks import alone, is_taken
 from trimtab.host.model_assets import resolve_model
 from trimtab.host.provenance import versions
 from trimtab.host.source import history
-from trimtab.measure.code_digest import digest_of
+from trimtab.measure.code_digest import RUNNERS, SEARCH, digest_of
 from trimtab.measure.kept import Kept
 from trimtab.measure.scratch_sides import is_from_scratch, measure_scratch_side
 from trimtab.measure.sides import Setting, Side, measure_side
@@ -86,11 +88,17 @@ def kernels_used(compute: str = "float32") -> str | None:
 
 
 def modules_of(recipes: Sequence[Recipe | None]) -> list[str]:
-    """What measures these sides: the measuring itself and the methods in the recipes."""
+    """What measures these sides: the measuring itself, the methods in the recipes, and what carries these out."""
     steps = [step for recipe in recipes if recipe is not None for step in recipe.steps]
-    methods = {type(method).__module__ for step in steps for method in (step.method, step.by) if method is not None}
+    methods = [method for step in steps for method in (step.method, step.by) if method is not None]
+    named = {module for method in methods for module in (type(method).__module__, *_runners(method))}
     trained = [TRAINING] if any(map(is_tuned, recipes)) else []
-    return [MEASURING, *trained, *([FROM_SCRATCH] if any(map(is_from_scratch, recipes)) else []), *sorted(methods)]
+    return [MEASURING, *trained, *([FROM_SCRATCH] if any(map(is_from_scratch, recipes)) else []), *sorted(named)]
+
+
+def _runners(method: Method) -> tuple[str, ...]:
+    searching = Trials in getattr(method, "needs", ())
+    return RUNNERS.get(kind(type(method)), ()) + (RUNNERS[SEARCH] if searching else ())
 
 
 class SideStore:
