@@ -87,7 +87,8 @@ def measured(given: argparse.Namespace, look: Callable[[Any], Line] = lambda mod
     assert tokenizer is not None
     with gauge("compress"):
         if given.one:
-            recipe = Recipe.of(given.one, Calibration(SHOWN, given.windows * LENGTH, LENGTH), seed=given.seed)
+            shown = Calibration(SHOWN, given.windows * LENGTH, LENGTH, compute=given.compute)
+            recipe = Recipe.of(given.one, shown, seed=given.seed)
             model = compress(model, recipe, tokenizer=tokenizer).model
     with fast_products():
         losses = token_losses(model, evaluation_windows(JUDGED, tokenizer, given.judged_windows, LENGTH, 0))
@@ -100,7 +101,7 @@ def measured(given: argparse.Namespace, look: Callable[[Any], Line] = lambda mod
         **gauge.stages["compress"],
         **look(model),
         "setting": {"model": MODEL, "history": history(Path(folder)), "shown": SHOWN, "judged": JUDGED, "seed": given.seed}
-        | {"windows": given.windows, "judged_windows": given.judged_windows, "length": LENGTH, "threads": given.threads},
+        | {"length": LENGTH, **numbers(given, "windows", "judged_windows", "threads", "compute")},
         **provenance(),
     }
 
@@ -153,6 +154,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="recipes that have one of these words in them")
     parser.add_argument("--windows", type=int, default=32, help="calibration windows")
     parser.add_argument("--judged-windows", type=int, default=24)
+    parser.set_defaults(compute="float32")
     given = parser.parse_args()
     if given.quick:
         given.windows = given.judged_windows = 4

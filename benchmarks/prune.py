@@ -2,23 +2,24 @@
 
     python benchmarks/prune.py                     every line that is not there yet
     python benchmarks/prune.py --only loraprune    those whose recipe has one of these words in it
+    python benchmarks/prune.py --compute bfloat16  matrix products of calibration and training in bfloat16, for everyone
     python benchmarks/prune.py --levels 35 50      these fractions
     python benchmarks/prune.py --seed 1            calibration windows and their order drawn anew
     python benchmarks/prune.py --quick             4 windows, 2 steps, one rate, one level; nothing is kept
 
 The budget of recovery is `--steps` steps of 4 windows: `recover` after what cuts in one shot, the method's own training where
-it learns, half of each where only gates are learned. All take the same three learning rates, and the best counts. Models are
-saved, and decoding is what `trimtab bench` says of the folder. One process for each line of `prune.jsonl`; a run that was
-stopped goes on, and `PRUNE.md` is made from the newest line of every recipe and seed. Widths of the stream come in steps of 72
-in this model, and blocks are whole: what is removed is said beside every recipe. Differences are paired, against the best of
-`llm_pruner`.
+it learns, half of each where only gates are learned. All take the same three learning rates where 35 % are removed, and the one
+with the best perplexity there at the other levels. Models are saved, and decoding is what `trimtab bench` says of the folder. One
+process for each line of `prune.jsonl`; a run that was stopped goes on, and `PRUNE.md` is made from the newest line of every recipe
+and seed. Widths of the stream come in steps of 72 in this model, and blocks are whole: what is removed is said beside every recipe.
+Differences are paired, against the best of `llm_pruner`.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,8 @@ from ledger import Book, Job, Line, numbers, options, row
 from oneshot import against
 
 BOOK = Book(__file__, ("level", "recipe", "seed"))
-LEVELS = (20, 35, 50)
+LEVELS, SWEPT = (20, 35, 50), 35
+TASKS, ITEMS = ("arc_easy", "sciq"), 100
 RATES = (1e-4, 3e-4, 1e-3)
 BASELINE = "llm_pruner"
 BLOCKS = {20: 8, 35: 13, 50: 19}  # of 30, which makes about that part of all parameters
@@ -48,11 +50,11 @@ class Side:
     cuts: str | None
     learns: str
 
-    def recipes(self, level: int, given: argparse.Namespace) -> list[str]:
+    def recipes(self, level: int, given: argparse.Namespace, rates: Sequence[float]) -> list[str]:
         values = {"sparsity": level / 100, "blocks": BLOCKS[level], "stream": STREAM[level]}
         values |= {"steps": given.steps, "half": given.steps // 2}
         once = [] if self.cuts is None else [self.cuts.format(**values)]
-        return once + [self.learns.format(**values, rate=f"{rate:g}") for rate in given.rates]
+        return once + [self.learns.format(**values, rate=f"{rate:g}") for rate in rates]
 
 
 def _cut(recipe: str) -> Side:
@@ -79,13 +81,23 @@ def main() -> int:
 
 
 def jobs(given: argparse.Namespace) -> Iterator[Job]:
-    asked = numbers(given, "seed", "windows", "judged_windows")
-    every = [(0, AS_IT_CAME, "")]
-    every += [(level, side.name, recipe) for level in given.levels for side in SIDES for recipe in side.recipes(level, given)]
-    for level, name, recipe in every:
-        if any(word in recipe for word in given.only):
-            fields = {"level": level, "side": name, "recovered": "steps=" in recipe and "learning_rate=" in recipe}
-            yield Job(recipe, {**fields, "recipe": recipe, "seed": given.seed}, asked)
+    """The level at which rates are tried comes first: the others take what is best by then."""
+    asked = numbers(given, "seed", "windows", "judged_windows", "compute")
+    yield Job("", {"level": 0, "side": AS_IT_CAME, "recovered": False, "recipe": "", "seed": given.seed}, asked)
+    for level in sorted(given.levels, key=lambda level: level != SWEPT):
+        for side in SIDES:
+            rates = given.rates if level == SWEPT else best_rates(BOOK.lines(), side.name, given)
+            for recipe in side.recipes(level, given, rates):
+                if any(word in recipe for word in given.only):
+                    fields = {"level": level, "side": side.name, "recovered": "steps=" in recipe and "learning_rate=" in recipe}
+                    yield Job(recipe, {**fields, "recipe": recipe, "seed": given.seed}, asked)
+
+
+def best_rates(found: list[Line], side: str, given: argparse.Namespace) -> Sequence[float]:
+    """The rate with the best perplexity at the level that was swept; all of them as long as that is not known."""
+    tried = [line for line in found if (line["level"], line["side"], line["seed"]) == (SWEPT, side, given.seed)]
+    by_rate = {rate: line for line in tried for rate in given.rates if f"learning_rate={rate:g})" in line["recipe"]}
+    return [min(by_rate, key=lambda rate: by_rate[rate]["perplexity"])] if by_rate.keys() == set(given.rates) else given.rates
 
 
 def measured(given: argparse.Namespace) -> Line:
@@ -93,10 +105,13 @@ def measured(given: argparse.Namespace) -> Line:
 
 
 def looked_at(model: Any) -> Line:
-    """How many parameters there are, and how fast the saved model decodes with as many threads as were given."""
+    """How many parameters there are, what it gets right, and how fast the saved model decodes."""
     import torch
+    from transformers import AutoTokenizer
 
     from trimtab.host.checkpoint import save
+    from trimtab.host.model_assets import resolve_model
+    from trimtab.measure.tasks import answer
 
     with TemporaryDirectory() as place:
         folder = save(model, None, Path(place) / "model")
@@ -105,7 +120,9 @@ def looked_at(model: Any) -> Line:
         told = json.loads(subprocess.run([*call, "--json", "--quiet"], stdout=subprocess.PIPE, check=True).stdout)
     decode = told["threads"][0]["decode"]
     speed = {"engine": told["engine"], "decode": decode["value"], "decode_stderr": decode["stderr"]}
-    return {"parameters": sum(p.numel() for p in model.parameters()), **speed}
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(oneshot.MODEL))
+    right = {task: float(answer(model, tokenizer, task, ITEMS).right().double().mean()) for task in TASKS}
+    return {"parameters": sum(p.numel() for p in model.parameters()), "right": right, **speed}
 
 
 def page(found: list[Line]) -> str:
@@ -115,8 +132,9 @@ def page(found: list[Line]) -> str:
         "Generated by `prune.py` from `prune.jsonl`, not edited by hand. "
         f"`{setting['model']}`, shown {setting['windows']} x {setting['length']} tokens of `{setting['shown']}`, judged on "
         f"{setting['judged_windows']} x {setting['length']} tokens of `{setting['judged']}`; ± is the standard error over "
-        f"windows. {setting['threads']} threads; seconds on the wall. After recovery, the best of the learning rates "
-        f"{', '.join(f'{rate:g}' for rate in RATES)}; all rates are in the lines. Of the model: {setting['history']}.\n",
+        f"windows. {setting['threads']} threads, products in {setting['compute']}; seconds on the wall. After recovery, the best "
+        f"of the learning rates {', '.join(f'{rate:g}' for rate in RATES)} at {SWEPT} %, and that one at the other levels; all are "
+        f"in the lines. Right answers are of {ITEMS} items a task. Of the model: {setting['history']}.\n",
     ]
     for seed in sorted({line["seed"] for line in found}):
         untouched = next((line for line in found if line["seed"] == seed and not line["level"]), None)
@@ -138,8 +156,10 @@ def table(title: str, found: list[Line], untouched: Line | None) -> str:
     baseline = next((line for line in found if line["side"] == BASELINE), None)
     rows = [
         f"## {title}\n",
-        f"| recipe | removed | perplexity | against `{BASELINE}`, nats | seconds | peak MB | decodes, tokens/s |",
-        "|---|---|---|---|---|---|---|",
+        row(
+            ("recipe", "removed", "perplexity", f"against `{BASELINE}`, nats", *TASKS, "seconds", "peak MB", "decodes, tokens/s")
+        ),
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in [*([untouched] if untouched else []), *found]:
         gone = "" if untouched is None else f"{100 * (1 - line['parameters'] / untouched['parameters']):.1f} %"
@@ -148,6 +168,7 @@ def table(title: str, found: list[Line], untouched: Line | None) -> str:
             gone,
             f"{line['perplexity']:.2f} ± {line['stderr']:.2f}",
             against(line, baseline),
+            *(f"{100 * line['right'][task]:.0f} %" for task in TASKS),
             f"{line['seconds']:.0f}",
             f"{line['peak'] / 1e6:.0f}",
             f"{line['decode']:.1f} ± {line['decode_stderr']:.1f} ({line['engine']})",
@@ -163,6 +184,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100, help="steps of 4 windows that recovery may take")
     parser.add_argument("--windows", type=int, default=128, help="calibration windows")
     parser.add_argument("--judged-windows", type=int, default=24)
+    parser.add_argument("--compute", choices=["float32", "bfloat16"], default="float32", help="of calibration and training")
     given = parser.parse_args()
     given.rates = RATES
     if given.quick:

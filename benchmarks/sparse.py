@@ -36,7 +36,11 @@ def recipes(table: str) -> list[str]:
     masks = [f"{method}({level})" for method in ("wanda", "sparsegpt", "magnitude")]
     slim = f"{level}, pattern='unstructured'" if pattern == "unstructured" else level
     found = [*masks, *(f"{mask} -> {swapped}" for mask in masks), f"slim({slim})", f"slim({slim}, group_size=64)"]
-    return found if pattern == "unstructured" else [*found, f"armor({level}, iterations=0)", f"armor({level})"]
+    return (
+        found
+        if pattern == "unstructured"
+        else [*found, f"armor({level}, iterations=0)", f"armor({level})", f"ast({level}, steps=50)"]
+    )
 
 
 def main() -> int:

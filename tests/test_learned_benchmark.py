@@ -22,7 +22,9 @@ def test_recipes_can_be_read(side):
 
 
 def line(recipe: str, perplexity: float, seed: int = 0) -> dict[str, Any]:
-    setting = dict.fromkeys(("windows", "length", "shown", "judged_windows", "judged", "threads", "model", "history"), 1)
+    setting = dict.fromkeys(
+        ("windows", "length", "shown", "judged_windows", "judged", "threads", "model", "history", "compute"), 1
+    )
     cost = {"seconds": 2.0, "peak": 4e6, "bytes": 3e6, "decode": 9.0, "decode_stderr": 1.0, "kernels": "torch"}
     losses = [perplexity, perplexity + 1, perplexity + 3]
     found = {"perplexity": perplexity, "stderr": 0.5, "losses": losses, "stored_bits": 2.289, **cost}

@@ -20,7 +20,7 @@ GIVEN = argparse.Namespace(steps=100, rates=prune.RATES)
 @pytest.mark.parametrize("side", prune.SIDES, ids=lambda side: side.name)
 @pytest.mark.parametrize("level", prune.LEVELS)
 def test_recipes_can_be_read_and_take_the_same_steps(side, level):
-    once, *learned = side.recipes(level, GIVEN) if side.cuts else (None, *side.recipes(level, GIVEN))
+    once, *learned = side.recipes(level, GIVEN, prune.RATES) if side.cuts else (None, *side.recipes(level, GIVEN, prune.RATES))
     assert once is None or "recover" not in once
     assert len(set(learned)) == 3
     for recipe, rate in zip(learned, prune.RATES, strict=True):
@@ -31,7 +31,9 @@ def test_recipes_can_be_read_and_take_the_same_steps(side, level):
 
 
 def line(side: str, perplexity: float, level: int = 20, recovered: bool = False, recipe: str = "") -> dict[str, Any]:
-    setting = dict.fromkeys(("windows", "length", "shown", "judged_windows", "judged", "threads", "model", "history"), 1)
+    setting = dict.fromkeys(
+        ("windows", "length", "shown", "judged_windows", "judged", "threads", "model", "history", "compute"), 1
+    )
     cost = {
         "seconds": 2.0,
         "peak": 4e6,
@@ -39,10 +41,22 @@ def line(side: str, perplexity: float, level: int = 20, recovered: bool = False,
         "decode": 9.0,
         "decode_stderr": 1.0,
         "engine": "native",
+        "right": {"arc_easy": 0.5, "sciq": 0.25},
     }
     losses = [perplexity, perplexity + 1, perplexity + 3]
     found = {"level": level, "side": side, "recovered": recovered, "recipe": recipe or side, "seed": 0}
     return {**found, "perplexity": perplexity, "stderr": 0.5, "losses": losses, **cost, "setting": setting}
+
+
+def test_other_levels_take_the_rate_that_was_best_where_all_were_tried():
+    given = argparse.Namespace(rates=(0.1, 0.2, 0.4), seed=0)
+    tried = [
+        line("flap", ppl, 35, True, f"flap -> recover(learning_rate={rate:g})") for rate, ppl in ((0.1, 9), (0.2, 7), (0.4, 8))
+    ]
+    other = line("flap", 1.0, 20, True, "flap -> recover(learning_rate=0.4)")
+    assert prune.best_rates([*tried, other], "flap", given) == [0.2]
+    assert prune.best_rates(tried[1:], "flap", given) == given.rates
+    assert prune.best_rates(tried, "pat", given) == given.rates
 
 
 def test_the_best_rate_of_every_side_is_set_against_the_baseline():
