@@ -9,10 +9,10 @@
 
 The budget of recovery is `--steps` steps of 4 windows: `recover` after what cuts in one shot, the method's own training where
 it learns, half of each where only gates are learned. All take the same three learning rates where 35 % are removed, and the one
-with the best perplexity there at the other levels. Models are saved, and decoding is what `trimtab bench` says of the folder. One
-process for each line of `prune.jsonl`; a run that was stopped goes on, and `PRUNE.md` is made from the newest line of every recipe
-and seed. Widths of the stream come in steps of 72 in this model, and blocks are whole: what is removed is said beside every recipe.
-Differences are paired, against the best of `llm_pruner`.
+with the best perplexity there at the other levels. Models are saved, and decoding is what `trimtab bench` says of the folder.
+One process for each line of `prune.jsonl`; a run that was stopped goes on, and `PRUNE.md` is made from the newest line of every
+recipe and seed. Widths of the stream come in steps of 72 in this model, and blocks are whole: what is removed is said beside
+every recipe. Differences are paired, against the best of `llm_pruner`.
 """
 
 import argparse
@@ -133,8 +133,8 @@ def page(found: list[Line]) -> str:
         f"`{setting['model']}`, shown {setting['windows']} x {setting['length']} tokens of `{setting['shown']}`, judged on "
         f"{setting['judged_windows']} x {setting['length']} tokens of `{setting['judged']}`; ± is the standard error over "
         f"windows. {setting['threads']} threads, products in {setting['compute']}; seconds on the wall. After recovery, the best "
-        f"of the learning rates {', '.join(f'{rate:g}' for rate in RATES)} at {SWEPT} %, and that one at the other levels; all are "
-        f"in the lines. Right answers are of {ITEMS} items a task. Of the model: {setting['history']}.\n",
+        f"of the learning rates {', '.join(f'{rate:g}' for rate in RATES)} at {SWEPT} %, and that one at the other levels; all "
+        f"are in the lines. Right answers are of {ITEMS} items a task. Of the model: {setting['history']}.\n",
     ]
     for seed in sorted({line["seed"] for line in found}):
         untouched = next((line for line in found if line["seed"] == seed and not line["level"]), None)
