@@ -8,12 +8,13 @@ ARM_CXX ?= aarch64-linux-gnu-g++
 NATIVE := $(shell find native -type f -not -path '*/build/*' 2>/dev/null)
 CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
 
-.PHONY: demo test faults claims bench peers docs site wheels native native-test native-test-neon clean
+.PHONY: demo test lint test-slow faults claims bench peers docs site wheels native native-test native-test-neon clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    compress a real 135 M model to 3 bits and show what that cost (minutes)"
 	@echo "make test    style, types and tests (minutes)"
+	@echo "make test-slow  what takes ten seconds and more a test (minutes)"
 	@echo "make faults  kills, full disks and hostile files, counted, appended to faults/ledger.jsonl (minutes)"
 	@echo "make claims  run the claims that have no result by the present code, append to claims/ledger.jsonl (hours)"
 	@echo "make bench   passes against a peer, appended to benchmarks/results.jsonl (about an hour)"
@@ -60,12 +61,20 @@ demo: .venv/native
 	$(BIN)/python -m trimtab.data.assets
 	$(BIN)/python examples/demo.py $(ARGS)
 
-test: .venv/native
+# Style and types beside the compiling, which waits for nothing of theirs.
+test: .venv/ready
+	$(MAKE) --jobs 2 --output-sync=target lint .venv/native
+	$(BIN)/python -m trimtab.data.assets
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: .venv/ready
 	$(BIN)/ruff check trimtab tests examples benchmarks
 	$(BIN)/ruff format --check trimtab tests examples benchmarks
 	$(BIN)/mypy
+
+test-slow: .venv/native
 	$(BIN)/python -m trimtab.data.assets
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 faults: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/campaign.py $(ARGS)

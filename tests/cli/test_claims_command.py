@@ -85,6 +85,7 @@ def test_checking_a_result_of_older_code(trimtab, setting, place):
     assert f"same at {again['checked']['commit']} |" in (place / "LEDGER.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(trimtab, text, place, tmp_path, monkeypatch):
     small = tiny_folder(tmp_path / "small", num_hidden_layers=1)
     seeds = ",".join(map(str, range(12)))

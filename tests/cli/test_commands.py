@@ -175,6 +175,7 @@ def test_help_with_a_method_lists_its_knobs(trimtab):
     assert "--sparsity" not in trimtab("compress", "--help").stdout
 
 
+@pytest.mark.slow
 def test_claim_runs_appends_and_renders(trimtab, model, text, tmp_path, monkeypatch):
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     ledger = tmp_path / "claims" / "ledger.jsonl"

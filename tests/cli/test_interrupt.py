@@ -46,7 +46,7 @@ def _until(terminal: int, word: str | None) -> str:
     return said
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)])
 def test_stopped_work_is_taken_up_by_the_same_command(model, text, tmp_path, number, code):
     words = ["compress", model, "-o", tmp_path / "out", "--method", "gptq", "--text", text, "--tokens", "45000", "--length", "90"]
     words += ["--checkpoint-every", "0"]

@@ -118,6 +118,7 @@ def limited(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", LIMITED, *map(str, words)], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts addresses")
 def test_a_model_larger_than_the_limit_goes_through(text, tmp_path):
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 48, "num_attention_heads": 4}

@@ -52,6 +52,7 @@ def process(*words: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "blocks"), [("wanda(sparsity=0.5)", 6), ("gptq(group_size=32)", 2)])
 def test_memory_is_what_was_said(text, tmp_path, steps, blocks):
     model = tiny_folder(tmp_path / "model", **{**SMALL, "num_hidden_layers": blocks})

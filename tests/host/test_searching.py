@@ -70,6 +70,7 @@ def test_two_processes_find_the_same(tmp_path, model, text, serial) -> None:
     assert not list((tmp_path / "levels").glob("model-*"))
 
 
+@pytest.mark.slow
 def test_judges_do_not_outlive_a_killed_search(tmp_path, model, text) -> None:
     long = SEARCH.replace("generations=3", "generations=1000")
     words = "import sys; from trimtab import compress; from trimtab.core.recipe import Recipe; from pathlib import Path"

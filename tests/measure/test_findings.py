@@ -107,6 +107,7 @@ def test_a_reading_is_made_once_and_can_be_checked(setting: Setting, monkeypatch
         check_claim("top_singular", GAIN, changed, setting, ground=ground)
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_process_of_its_own(setting: Setting) -> None:
     (claim,) = claims_of("top_singular")
     outcomes = []

@@ -35,6 +35,7 @@ def task(name: str, setting: Setting) -> Task:
     return Task(method, find_claim(method, claim), setting)
 
 
+@pytest.mark.slow
 def test_side_by_side_gives_what_one_after_the_other_gives(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_side_by_side_gives_what_one_after_the_other_gives(
     assert told[-1].detail.startswith("(2 of 2) ")
 
 
+@pytest.mark.slow
 def test_results_of_older_code_are_carried_over_only_if_they_come_out_the_same(setting: Setting) -> None:
     """One claim is as it was, one came out otherwise at the seed that is looked at, one only at another seed."""
     names = ("wanda/beats-magnitude", "sparsegpt/beats-wanda-at-60", "flap/bias-helps-at-20")

@@ -17,6 +17,7 @@ from trimtab.measure.text import generate
 from trimtab.measure.text_bytes import scored_bytes, token_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_model_reads_the_real_text_as_well_as_it_should() -> None:
     folder = resolve_model("asset:smollm2-135m")

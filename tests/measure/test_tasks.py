@@ -107,6 +107,7 @@ def test_measure_takes_tasks(sums: str, tmp_path: Path) -> None:
         measure(model(), TOKENIZER, "absent.txt", tasks=["sciq"])
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_model_knows_something() -> None:
     from trimtab.host.checkpoint import load

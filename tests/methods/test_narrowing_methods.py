@@ -71,7 +71,12 @@ def test_as_much_goes_as_was_asked_for(method, knobs):
     assert bench.receipts[0].notes["weights_gone"] == gone
 
 
-@pytest.mark.parametrize("method", [*METHODS, FoldGPTGates, Pat], ids=lambda method: method.card.id)
+STOPPED = [
+    m if m in (LoRAPrune, Pat) else pytest.param(m, marks=pytest.mark.slow) for m in dict.fromkeys([*METHODS, FoldGPTGates, Pat])
+]
+
+
+@pytest.mark.parametrize("method", STOPPED, ids=lambda method: method.card.id)
 def test_a_stopped_training_goes_on_to_the_same_bytes(method, tmp_path):
     model, text = tiny_folder(tmp_path / "model"), tmp_path / "text.txt"
     text.write_text("\n\n".join(f"paragraph {n} of a text that says very little, again and again" for n in range(60)))

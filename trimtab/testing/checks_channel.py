@@ -13,7 +13,7 @@ from trimtab.core.places import Coupling
 from trimtab.core.recipe import Recipe
 from trimtab.engine.run import run
 from trimtab.testing.checks_any import READ_BY_ENGINE
-from trimtab.testing.problems import expect, settings
+from trimtab.testing.problems import brief, expect, settings
 from trimtab.testing.roundtrip import logits, ran, same_after_saving, shown
 from trimtab.testing.tiny import tiny
 
@@ -28,13 +28,13 @@ def scores_every_unit(method: type[ChannelMethod]) -> None:
             for coupling, score in found:
                 expect(score.shape == (coupling.units,), f"{made}: {list(score.shape)} scores for {coupling.units} units")
                 expect(bool(score.isfinite().all()), f"{made}: a score in {coupling.name} is not finite")
-        for (coupling, score), (_, again) in zip(_scores(method(), family), _scores(method(), family), strict=True):
+        for (coupling, score), (_, again) in zip(_scores(brief(method()), family), _scores(brief(method()), family), strict=True):
             expect(torch.equal(score, again), f"{method()} scores {coupling.name} differently the second time")
 
 
 def keeps_everything_at_zero(method: type[ChannelMethod]) -> None:
     for family in FAMILIES:
-        model, _ = ran(family, Recipe((method(sparsity=0.0),)))
+        model, _ = ran(family, Recipe((brief(method(sparsity=0.0)),)))
         expect(torch.equal(logits(model), logits(tiny(family))), f"sparsity=0 changes {family}")
 
 
@@ -42,7 +42,7 @@ def meets_its_sparsity(method: type[ChannelMethod]) -> None:
     """To within the largest unit."""
     for family in FAMILIES:
         for sparsity in (0.2, 0.5):
-            _, bench = ran(family, Recipe((method(sparsity=sparsity),)))
+            _, bench = ran(family, Recipe((brief(method(sparsity=sparsity)),)))
             whole = sum(r.weights for r in bench.receipts)
             unit = max(r.weights // r.notes["units_before"] for r in bench.receipts)
             kept = sum(r.weights * r.notes["units_after"] / r.notes["units_before"] for r in bench.receipts)
@@ -59,7 +59,7 @@ def equals_the_model_without_its_units(method: type[ChannelMethod]) -> None:
 
 def is_the_same_after_saving(method: type[ChannelMethod]) -> None:
     for family in FAMILIES:
-        same_after_saving(family, Recipe((method(sparsity=0.3),)))
+        same_after_saving(family, Recipe((brief(method(sparsity=0.3)),)))
 
 
 def narrows_truly(method: ChannelMethod, family: str) -> None:
@@ -75,9 +75,13 @@ def narrows_truly(method: ChannelMethod, family: str) -> None:
 
 def _own_settings(method: type[ChannelMethod]) -> list[Any]:
     """Without those of the knobs that the engine reads: they are the same for all methods."""
-    default = method()
+    default = brief(method())
     engines = READ_BY_ENGINE[ChannelMethod]
-    return [made for made in settings(method) if all(made.knobs()[k] == default.knobs()[k] for k in engines if k in made.knobs())]
+    return [
+        made
+        for made in map(brief, settings(method))
+        if all(made.knobs()[k] == default.knobs()[k] for k in engines if k in made.knobs())
+    ]
 
 
 @dataclass

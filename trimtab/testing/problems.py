@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.errors import UsageError
-from trimtab.core.kinds import LinearMethod, LinearWeight, Method, Original, Seen
+from trimtab.core.kinds import ChannelMethod, LinearMethod, LinearWeight, Method, Original, Seen
 from trimtab.core.knobs import knobs
 from trimtab.core.places import Role, Site
 from trimtab.core.seeds import Seeds
@@ -128,10 +128,12 @@ def settings(method_class: type[Any]) -> Iterator[Any]:
 
 
 def brief(method: Any) -> Any:
-    """The method with a search or a training that takes no time, if it searches or is taught."""
-    short = {"generations": 3, "offspring": 4, "starts": 4} | (
-        {"steps": 3, "windows": 2} if isinstance(method, TaughtMethod) else {}
-    )
+    """The method with a search, a training or gradients that take no time, if it has any."""
+    short = {"generations": 3, "offspring": 4, "starts": 4}
+    if isinstance(method, TaughtMethod):
+        short |= {"steps": 3, "windows": 2}
+    if isinstance(method, ChannelMethod):
+        short |= {"steps": 10, "windows": 2}  # of cutting, and to take gradients of
     return replace(method, **{name: value for name, value in short.items() if name in method.knobs()})
 
 

@@ -57,9 +57,9 @@ def logits(model: PreTrainedModel) -> Tensor:
     return model(tokens(model, seed=7), use_cache=False).logits
 
 
-def same_after_saving(family: str, recipe: Recipe) -> None:
-    """Raises AssertionError if plain `from_pretrained` does not bring back the very same function."""
-    model, _ = ran(family, recipe)
+def same_after_saving(family: str, recipe: Recipe, made: PreTrainedModel | None = None) -> None:
+    """Raises AssertionError if plain `from_pretrained` does not bring back the very same function. made: by that recipe."""
+    model = ran(family, recipe)[0] if made is None else made
     expect(not torch.equal(logits(model), logits(tiny(family))), f"{recipe} changes nothing on {family}")
     again = reopened(model)
     expect(torch.equal(logits(again), logits(model)), f"{family} after {recipe} says something else when opened again")
