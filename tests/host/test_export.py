@@ -27,6 +27,7 @@ from trimtab.testing.tiny import tiny
 
 ROOT = Path(__file__).parent.parent.parent
 NEW_TOKENS = 16
+SLOW = ("awq", "plain")  # as the others, and a process opens each
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def fours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed_folder(tmp_path_factory.mktemp("models") / "fours", lambda path: made[path.split(".")[-2]])
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", [pytest.param(to, marks=pytest.mark.slow) if to in SLOW else to for to in TARGETS])
 def test_somebody_else_opens_it_and_says_the_same(to, folder, fours, sums, tmp_path):
     for package in TARGETS[to].packages:
         pytest.importorskip(package)
@@ -206,7 +207,7 @@ def narrowed(keep: dict[int, int]) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("keep", [96, 1])
+@pytest.mark.parametrize("keep", [pytest.param(96, marks=pytest.mark.slow), 1])
 def test_layers_that_are_equally_narrow_need_nothing_of_ours(keep, tmp_path):
     model = narrowed({0: keep, 1: keep})
     config = stock_config(model)

@@ -102,6 +102,7 @@ def test_it_can_be_stopped_and_taken_up_also_the_other_way(text, tmp_path):
         assert files(out) == files(tmp_path / "memory")
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_removed_by_the_next_one(text, tmp_path):
     model, place = tiny_folder(tmp_path / "model"), tmp_path / "place"
     words = {"model": model, "recipe": "rtn(group_size=32)", "out": tmp_path / "out", "offload": place, "checkpoint_every": 0}

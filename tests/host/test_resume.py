@@ -103,11 +103,11 @@ def test_killed_again_and_again_at_random_moments_it_ends_the_same(victims, mode
 @pytest.mark.parametrize(
     ("family", "steps", "packed"),
     [
-        ("llama", "gptaq(group_size=32)", False),  # two streams
+        pytest.param("llama", "gptaq(group_size=32)", False, marks=pytest.mark.slow),  # two streams
         ("llama", "quarot -> rtn(group_size=32)", False),  # a model kept as a whole
         ("llama", "wanda(sparsity=0.5) -> flap(sparsity=0.3) -> sparsegpt(sparsity=0.6)", False),
         ("gpt2", "smoothquant -> gptq(group_size=32) by luq", True),
-        ("mixtral", "sparsegpt(sparsity=0.5) -> gptq(group_size=32)", True),
+        pytest.param("mixtral", "sparsegpt(sparsity=0.5) -> gptq(group_size=32)", True, marks=pytest.mark.slow),
     ],
 )
 def test_all_kinds_of_steps_and_models(victims, text, tmp_path, family, steps, packed):

@@ -59,6 +59,7 @@ def serial(tmp_path_factory, model, text) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(tmp_path, model, text, serial) -> None:
     done = compress(model, recipe(text), tmp_path / "out", workers=2, keep_levels=tmp_path / "levels")
     assert files(tmp_path / "out") == files(serial)

@@ -34,6 +34,7 @@ def ended(visitor: Visitor):
     raise AssertionError("the events ended before the job did")
 
 
+@pytest.mark.slow
 def test_from_the_address_to_the_first_words(folder, monkeypatch):
     monkeypatch.setattr("served.PATIENCE", WAIT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
