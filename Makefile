@@ -14,7 +14,7 @@ CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
 help:
 	@echo "make demo    compress a real 135 M model to 3 bits and show what that cost (minutes)"
 	@echo "make test    style, types and tests (minutes)"
-	@echo "make test-slow  what takes ten seconds and more a test (minutes)"
+	@echo "make test-slow  tests that start many processes, or have quicker siblings (minutes)"
 	@echo "make faults  kills, full disks and hostile files, counted, appended to faults/ledger.jsonl (minutes)"
 	@echo "make claims  run the claims that have no result by the present code, append to claims/ledger.jsonl (hours)"
 	@echo "make bench   passes against a peer, appended to benchmarks/results.jsonl (about an hour)"
