@@ -6,11 +6,13 @@
     python benchmarks/adapt.py --quick                      few steps, one rate and seed, nothing is kept: tries the plumbing
 
 Two tasks: `answers` (arithmetic, of which the solutions alone are learned) and `style` (stories, every token). Every method gets
-the same rows and steps, the rate of three with the best loss on rows held out, and a size with which it trains about as many
-parameters as `lora(rank=8)` (`lisa` has none, and with all blocks it is full fine-tuning). One process for each recipe, task and
-seed; lines are appended to `adapt.jsonl`, a run that was stopped goes on, and `ADAPT.md` is made from the newest of each. What is
-learned is the loss on rows that nothing was chosen by, what is forgotten that on general text, both against the base as it came.
-Memory is counted, not watched: parameters and buffers, gradients and states of the optimizer, at the step where they are most.
+the same rows and steps, the rate of three with the best loss on rows held out (found with the first seed, taken over by the
+others), and a size with which it trains about as many parameters as `lora(rank=8)`, where it has a size that reaches so far:
+`lisa` (with all blocks: full fine-tuning) and `weight_compander` train more, `nola` and `sketchtune` what they are made for; the
+page says how many. One process for each recipe, task and seed; lines are appended to `adapt.jsonl`, a run that was stopped goes
+on, and `ADAPT.md` is made from the newest of each. What is learned is the loss on rows that nothing was chosen by, what is
+forgotten that on general text, both against the base as it came. Memory is counted, not watched: parameters and buffers,
+gradients and states of the optimizer, at the step where they are most.
 """
 
 import argparse
@@ -28,6 +30,7 @@ BOOK = Book(__file__, ("model", "recipe", "task", "seed"))
 GENERAL, LENGTH, RATES = "asset:boolq", 256, (3e-4, 1e-3, 3e-3)
 BUDGET = "lora(rank=8)"
 RANKS, SHARES = tuple(range(1, 129)), tuple(0.0005 * 1.05**power for power in range(156))
+COUNTS = tuple(range(64, 8193, 64))
 # Where there is a place for a size, which sizes; and how much of what is attached is trained in the end.
 METHODS: dict[str, tuple[tuple[float, ...], float]] = {
     BUDGET: ((), 1.0),
@@ -48,6 +51,19 @@ METHODS: dict[str, tuple[tuple[float, ...], float]] = {
     "diffora(rank={}, choose='any')": (RANKS, 0.5),
     "diffora(rank={}, choose='narrowest')": (RANKS, 0.5),
     "ewc_lora(rank={})": (RANKS, 1.0),
+    "corda(rank={})": (RANKS, 1.0),
+    "corda(rank={}, mode='kpm')": (RANKS, 1.0),
+    "hut(rank={})": (RANKS, 1.0),
+    "wara(rank={})": (RANKS, 1.0),
+    "snella(rank={})": (RANKS[1:], 1.0),
+    "tera(rank={})": (RANKS[:64], 1.0),
+    "queryable_lora(rank={})": (RANKS, 1.0),
+    "randlora(rank={})": (RANKS[::-1], 1.0),  # a smaller rank is more parameters
+    "fouriermoe(frequencies={})": (COUNTS, 1.0),
+    "hy_wu(width={})": (RANKS[3:], 1.0),
+    "nola(bases=128)": ((), 1.0),
+    "sketchtune(bits=4)": ((), 1.0),
+    "weight_compander()": ((), 1.0),
     "lisa(active=2)": ((), 1.0),
     "lisa(active=1000)": ((), 1.0),
 }
@@ -67,7 +83,14 @@ def jobs(given: argparse.Namespace) -> Iterator[Job]:
             for recipe in recipes():
                 if not given.only or any(word in recipe or word == task for word in given.only):
                     fields = {"model": given.model, "recipe": recipe, "task": task, "seed": seed}
-                    yield Job(recipe, fields, {"task": task, "seed": seed, **asked})
+                    yield Job(recipe, fields, {"task": task, "seed": seed, **asked, **found_rate(fields)})
+
+
+def found_rate(fields: dict[str, Any]) -> dict[str, float]:
+    """What the process of a later seed is told: the rate that was best with the first."""
+    first = {**fields, "seed": 0}
+    rates = [line["rate"] for line in BOOK.lines() if fields["seed"] and BOOK.place(line) == BOOK.place(first)]
+    return {"rate": rates[0]} if rates else {}
 
 
 def recipes() -> list[str]:
@@ -123,7 +146,7 @@ def measured(given: argparse.Namespace) -> Line:
     recipe = Recipe.of(expression, seed=given.seed)
     learn, judge = written(given.task, given.rows)
     found, losses = [], []
-    for rate in RATES[: given.rates]:
+    for rate in [given.rate] if given.rate else RATES[: given.rates]:
         course = Course(given.steps, given.batch, LENGTH, rate, 0.0, given.seed)
         weighed = weighing()
         one = taught(folder, recipe, course, str(learn), beside=[weighed])
@@ -164,14 +187,17 @@ def sized(expression: str, folder: Any) -> str:
 
 def trained(anatomy: Any, expression: str) -> float:
     """How many numbers are trained; infinitely many where a matrix is too small for the size."""
+    import torch
+
     from trimtab.core.errors import UsageError
     from trimtab.core.recipe import Where
     from trimtab.core.seeds import Seeds
     from trimtab.engine import adapting
     from trimtab.host.adapt import as_trained
 
+    something = torch.arange(64)[None]  # token ids, for those that look at inputs first
     try:
-        deltas = adapting.attach(anatomy, as_trained(expression), Where(), Seeds(0))  # type: ignore[arg-type]
+        deltas = adapting.attach(anatomy, as_trained(expression), Where(), Seeds(0), [something])  # type: ignore[arg-type]
     except UsageError:
         return float("inf")
     count = sum(p.numel() for delta in deltas.values() for p in delta.parameters() if p.requires_grad)
@@ -294,6 +320,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=100, help="rows and windows to judge by")
     parser.add_argument("--rates", type=int, default=len(RATES), choices=range(1, len(RATES) + 1), help="learning rates tried")
     parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
+    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.quick:
         given.seeds, given.rows, given.steps, given.windows, given.rates = 1, 40, 4, 4, 1

@@ -24,7 +24,9 @@ def test_every_recipe_ends_in_a_training(recipe: str) -> None:
     assert is_tuned(Recipe.of(recipe.format(sizes[20]) if sizes else recipe))
 
 
-@pytest.mark.parametrize("expression", ["s2ft(share={})", "dora(rank={})", "diffora(rank={})"])
+@pytest.mark.parametrize(
+    "expression", ["s2ft(share={})", "dora(rank={})", "diffora(rank={})", "corda(rank={})", "randlora(rank={})"]
+)
 def test_sizes_train_about_as_much_as_the_measure_of_all(expression: str, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "tiny", num_hidden_layers=1)
     anatomy = Anatomy.of(load(folder)[0])
@@ -61,3 +63,11 @@ def test_the_page_has_what_was_learned_and_forgotten_best_first() -> None:
     assert "-1.0500 (" in told
     assert "+0.1500 (" in told
     assert "| `lora(rank=8)` | 1,234 | 0.001 |" in told
+
+
+def test_later_seeds_take_the_rate_that_was_best_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt.Book, "lines", lambda book: [line("hut(rank={})", 0, 2.0)])
+    fields = {"model": "m", "recipe": "hut(rank={})", "task": "style"}
+    assert adapt.found_rate({**fields, "seed": 1}) == {"rate": 1e-3}
+    assert adapt.found_rate({**fields, "seed": 0}) == {}
+    assert adapt.found_rate({**fields, "task": "answers", "seed": 1}) == {}
