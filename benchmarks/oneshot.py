@@ -66,14 +66,15 @@ def jobs(given: argparse.Namespace) -> Iterator[Job]:
                 yield Job(recipe, {"bits": bits, "recipe": recipe}, asked)
 
 
-def measured(given: argparse.Namespace, look: Callable[[Any], Line] = lambda model: {}) -> Line:
-    """One recipe on the model, which an empty one leaves as it is. look: at what came out, for more to be noted."""
+def measured(
+    given: argparse.Namespace,
+    look: Callable[[Any], Line] = lambda model: {},
+    made: Callable[[argparse.Namespace], tuple[Any, Any, Line]] | None = None,
+) -> Line:
+    """One recipe on the model. look: at what came out, for more to be noted. made: instead of `compressed`."""
     import torch
 
-    from trimtab import Calibration, Recipe
     from trimtab.data.windows import evaluation_windows
-    from trimtab.host.checkpoint import load
-    from trimtab.host.compress import compress
     from trimtab.host.model_assets import resolve_model
     from trimtab.host.provenance import provenance
     from trimtab.host.source import history
@@ -82,14 +83,8 @@ def measured(given: argparse.Namespace, look: Callable[[Any], Line] = lambda mod
     from trimtab.tensors.products import fast_products
 
     torch.set_num_threads(given.threads)
-    folder, gauge = resolve_model(MODEL), Gauge()
-    model, tokenizer = load(folder)
-    assert tokenizer is not None
-    with gauge("compress"):
-        if given.one:
-            shown = Calibration(SHOWN, given.windows * LENGTH, LENGTH, compute=given.compute)
-            recipe = Recipe.of(given.one, shown, seed=given.seed)
-            model = compress(model, recipe, tokenizer=tokenizer).model
+    folder = resolve_model(MODEL)
+    model, tokenizer, cost = (made or compressed)(given)
     with fast_products():
         losses = token_losses(model, evaluation_windows(JUDGED, tokenizer, given.judged_windows, LENGTH, 0))
     found = perplexity(losses)
@@ -98,12 +93,29 @@ def measured(given: argparse.Namespace, look: Callable[[Any], Line] = lambda mod
         "perplexity": found.value,
         "stderr": found.stderr,
         "losses": losses.mean(1).tolist(),
-        **gauge.stages["compress"],
+        **cost,
         **look(model),
         "setting": {"model": MODEL, "history": history(Path(folder)), "shown": SHOWN, "judged": JUDGED, "seed": given.seed}
         | {"length": LENGTH, **numbers(given, "windows", "judged_windows", "threads", "compute")},
         **provenance(),
     }
+
+
+def compressed(given: argparse.Namespace) -> tuple[Any, Any, Line]:
+    """(the model after the recipe, which leaves it as it is if it is empty; its tokenizer; seconds and memory)"""
+    from trimtab import Calibration, Recipe
+    from trimtab.host.checkpoint import load
+    from trimtab.host.compress import compress
+    from trimtab.host.model_assets import resolve_model
+
+    gauge = Gauge()
+    model: Any
+    model, tokenizer = load(resolve_model(MODEL))
+    with gauge("compress"):
+        if given.one:
+            shown = Calibration(SHOWN, given.windows * LENGTH, LENGTH, compute=given.compute)
+            model = compress(model, Recipe.of(given.one, shown, seed=given.seed), tokenizer=tokenizer).model
+    return model, tokenizer, gauge.stages["compress"]
 
 
 def page(found: list[Line]) -> str:

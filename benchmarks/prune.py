@@ -8,11 +8,11 @@
     python benchmarks/prune.py --quick             4 windows, 2 steps, one rate, one level; nothing is kept
 
 The budget of recovery is `--steps` steps of 4 windows: `recover` after what cuts in one shot, the method's own training where
-it learns, half of each where only gates are learned. All take the same three learning rates where 35 % are removed, and the one
-with the best perplexity there at the other levels. Models are saved, and decoding is what `trimtab bench` says of the folder.
-One process for each line of `prune.jsonl`; a run that was stopped goes on, and `PRUNE.md` is made from the newest line of every
-recipe and seed. Widths of the stream come in steps of 72 in this model, and blocks are whole: what is removed is said beside
-every recipe. Differences are paired, against the best of `llm_pruner`.
+it learns, half of each where only gates are learned. All try the same three learning rates where 35 % are removed; the best on a
+text that is neither shown nor judged is kept, and taken at the other levels. Models are saved, and decoding is what `trimtab
+bench` says of the folder. One process for each line of `prune.jsonl`; a run that was stopped goes on, and `PRUNE.md` is made from
+the newest line of every recipe and seed. Widths of the stream come in steps of 72 in this model, and blocks are whole: what is
+removed is said beside every recipe. Differences are paired, against `llm_pruner`.
 """
 
 import argparse
@@ -36,6 +36,8 @@ RATES = (1e-4, 3e-4, 1e-3)
 BASELINE = "llm_pruner"
 BLOCKS = {20: 8, 35: 13, 50: 19}  # of 30, which makes about that part of all parameters
 STREAM = {20: 0.375, 35: 0.5, 50: 0.625}  # of the width; the head becomes a matrix of its own
+OPEN = "{rate}"
+CHOSEN_BY, CHOOSING = "asset:coqa", 8
 TUNED = "recover(steps={steps}, learning_rate={rate})"
 WHOLE = "sparsity={sparsity}, of='model'"
 TRAINED = "steps={steps}, learning_rate={rate}"
@@ -50,11 +52,10 @@ class Side:
     cuts: str | None
     learns: str
 
-    def recipes(self, level: int, given: argparse.Namespace, rates: Sequence[float]) -> list[str]:
-        values = {"sparsity": level / 100, "blocks": BLOCKS[level], "stream": STREAM[level]}
-        values |= {"steps": given.steps, "half": given.steps // 2}
-        once = [] if self.cuts is None else [self.cuts.format(**values)]
-        return once + [self.learns.format(**values, rate=f"{rate:g}") for rate in rates]
+    def recipes(self, level: int, steps: int) -> list[str]:
+        """As they are written in lines; where something is learned, the rate is still open."""
+        values = {"sparsity": level / 100, "blocks": BLOCKS[level], "stream": STREAM[level], "steps": steps, "half": steps // 2}
+        return [way.format(**values, rate=OPEN) for way in (self.cuts, self.learns) if way is not None]
 
 
 def _cut(recipe: str) -> Side:
@@ -86,22 +87,51 @@ def jobs(given: argparse.Namespace) -> Iterator[Job]:
     yield Job("", {"level": 0, "side": AS_IT_CAME, "recovered": False, "recipe": "", "seed": given.seed}, asked)
     for level in sorted(given.levels, key=lambda level: level != SWEPT):
         for side in SIDES:
-            rates = given.rates if level == SWEPT else best_rates(BOOK.lines(), side.name, given)
-            for recipe in side.recipes(level, given, rates):
+            for recipe in side.recipes(level, given.steps):
                 if any(word in recipe for word in given.only):
-                    fields = {"level": level, "side": side.name, "recovered": "steps=" in recipe and "learning_rate=" in recipe}
-                    yield Job(recipe, {**fields, "recipe": recipe, "seed": given.seed}, asked)
+                    fields = {
+                        "level": level,
+                        "side": side.name,
+                        "recovered": OPEN in recipe,
+                        "recipe": recipe,
+                        "seed": given.seed,
+                    }
+                    yield Job(recipe, fields, asked | rate_for(fields, BOOK.lines(), given.rates))
 
 
-def best_rates(found: list[Line], side: str, given: argparse.Namespace) -> Sequence[float]:
-    """The rate with the best perplexity at the level that was swept; all of them as long as that is not known."""
-    tried = [line for line in found if (line["level"], line["side"], line["seed"]) == (SWEPT, side, given.seed)]
-    by_rate = {rate: line for line in tried for rate in given.rates if f"learning_rate={rate:g})" in line["recipe"]}
-    return [min(by_rate, key=lambda rate: by_rate[rate]["perplexity"])] if by_rate.keys() == set(given.rates) else given.rates
+def rate_for(fields: dict[str, Any], found: list[Line], rates: Sequence[float]) -> dict[str, float]:
+    """What the process is told: the one rate there is to try, or the best where all were tried; nothing where all are to be."""
+    if not fields["recovered"]:
+        return {}
+    swept, same = {**fields, "level": SWEPT}, ("level", "side", "recovered", "seed")
+    best = [line["rate"] for line in found if fields["level"] != SWEPT and all(line[name] == swept[name] for name in same)]
+    known = rates if len(rates) == 1 else best
+    return {"rate": known[0]} if known else {}
 
 
 def measured(given: argparse.Namespace) -> Line:
-    return oneshot.measured(given, looked_at)
+    return oneshot.measured(given, looked_at, tried)
+
+
+def tried(given: argparse.Namespace) -> tuple[Any, Any, Line]:
+    """The model of the best rate by a text of its own, and what that one cost; nothing is tried where no rate is open."""
+    from trimtab.data.windows import evaluation_windows
+    from trimtab.measure.perplexity import token_losses
+    from trimtab.tensors.products import fast_products
+
+    if OPEN not in given.one:
+        return oneshot.compressed(given)
+    losses, kept = dict[float, float](), None
+    for rate in [given.rate] if given.rate else given.rates:
+        asked = argparse.Namespace(**{**vars(given), "one": given.one.replace(OPEN, f"{rate:g}")})
+        model, tokenizer, cost = oneshot.compressed(asked)
+        with fast_products():
+            chosen_by = evaluation_windows(CHOSEN_BY, tokenizer, CHOOSING, oneshot.LENGTH, 0)
+            losses[rate] = float(token_losses(model, chosen_by).double().mean())
+        if kept is None or losses[rate] < losses[kept[2]["rate"]]:
+            kept = model, tokenizer, {**cost, "rate": rate}
+    assert kept is not None
+    return kept[0], kept[1], {**kept[2], "apart": {f"{rate:g}": loss for rate, loss in losses.items()}}
 
 
 def looked_at(model: Any) -> Line:
@@ -132,9 +162,10 @@ def page(found: list[Line]) -> str:
         "Generated by `prune.py` from `prune.jsonl`, not edited by hand. "
         f"`{setting['model']}`, shown {setting['windows']} x {setting['length']} tokens of `{setting['shown']}`, judged on "
         f"{setting['judged_windows']} x {setting['length']} tokens of `{setting['judged']}`; ± is the standard error over "
-        f"windows. {setting['threads']} threads, products in {setting['compute']}; seconds on the wall. After recovery, the best "
-        f"of the learning rates {', '.join(f'{rate:g}' for rate in RATES)} at {SWEPT} %, and that one at the other levels; all "
-        f"are in the lines. Right answers are of {ITEMS} items a task. Of the model: {setting['history']}.\n",
+        f"windows. {setting['threads']} threads, products in {setting['compute']}; seconds on the wall, of the training that was "
+        f"kept. After recovery, the best of the learning rates {', '.join(f'{rate:g}' for rate in RATES)} at {SWEPT} % on "
+        f"{CHOOSING} windows of `{CHOSEN_BY}`, and that one at the other levels. Right answers are of {ITEMS} items a task. Of "
+        f"the model: {setting['history']}.\n",
     ]
     for seed in sorted({line["seed"] for line in found}):
         untouched = next((line for line in found if line["seed"] == seed and not line["level"]), None)
@@ -142,14 +173,9 @@ def page(found: list[Line]) -> str:
             for recovered, how in ((False, "as it is"), (True, "after the same steps of recovery")):
                 here = [line for line in found if (line["level"], line["recovered"], line["seed"]) == (level, recovered, seed)]
                 if here:
-                    parts.append(table(f"{level} % removed, {how}, seed {seed}", best(here), untouched))
+                    here = sorted(here, key=lambda line: line["perplexity"])
+                    parts.append(table(f"{level} % removed, {how}, seed {seed}", here, untouched))
     return "\n".join(parts)
-
-
-def best(found: list[Line]) -> list[Line]:
-    """Of every side the line of the lowest perplexity; in its order."""
-    ordered = sorted(found, key=lambda line: line["perplexity"])
-    return list({line["side"]: line for line in reversed(ordered)}.values())[::-1]
 
 
 def table(title: str, found: list[Line], untouched: Line | None) -> str:
@@ -164,7 +190,7 @@ def table(title: str, found: list[Line], untouched: Line | None) -> str:
     for line in [*([untouched] if untouched else []), *found]:
         gone = "" if untouched is None else f"{100 * (1 - line['parameters'] / untouched['parameters']):.1f} %"
         cells = (
-            f"`{line['recipe']}`" if line["recipe"] else AS_IT_CAME,
+            f"`{line['recipe'].replace(OPEN, str(line.get('rate')))}`" if line["recipe"] else AS_IT_CAME,
             gone,
             f"{line['perplexity']:.2f} ± {line['stderr']:.2f}",
             against(line, baseline),
@@ -185,6 +211,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=128, help="calibration windows")
     parser.add_argument("--judged-windows", type=int, default=24)
     parser.add_argument("--compute", choices=["float32", "bfloat16"], default="float32", help="of calibration and training")
+    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.rates = RATES
     if given.quick:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -14,20 +15,18 @@ import prune
 from trimtab.core.recipe import Recipe
 from trimtab.core.taught import TaughtMethod
 
-GIVEN = argparse.Namespace(steps=100, rates=prune.RATES)
-
 
 @pytest.mark.parametrize("side", prune.SIDES, ids=lambda side: side.name)
 @pytest.mark.parametrize("level", prune.LEVELS)
 def test_recipes_can_be_read_and_take_the_same_steps(side, level):
-    once, *learned = side.recipes(level, GIVEN, prune.RATES) if side.cuts else (None, *side.recipes(level, GIVEN, prune.RATES))
-    assert once is None or "recover" not in once
-    assert len(set(learned)) == 3
-    for recipe, rate in zip(learned, prune.RATES, strict=True):
-        taught = [step.method for step in Recipe.of(recipe).steps if isinstance(step.method, TaughtMethod)]
-        assert sum(method.steps for method in taught) == 100
-        assert {method.windows for method in taught} == {4}
-        assert taught[-1].learning_rate == rate
+    *once, learned = side.recipes(level, 100)
+    assert len(once) == (side.cuts is not None)
+    assert all(Recipe.of(recipe) and "recover" not in recipe for recipe in once)
+    steps = Recipe.of(learned.replace(prune.OPEN, "0.125")).steps
+    taught = [step.method for step in steps if isinstance(step.method, TaughtMethod)]
+    assert sum(method.steps for method in taught) == 100
+    assert {method.windows for method in taught} == {4}
+    assert taught[-1].learning_rate == 0.125
 
 
 def line(side: str, perplexity: float, level: int = 20, recovered: bool = False, recipe: str = "") -> dict[str, Any]:
@@ -49,23 +48,38 @@ def line(side: str, perplexity: float, level: int = 20, recovered: bool = False,
 
 
 def test_other_levels_take_the_rate_that_was_best_where_all_were_tried():
-    given = argparse.Namespace(rates=(0.1, 0.2, 0.4), seed=0)
-    tried = [
-        line("flap", ppl, 35, True, f"flap -> recover(learning_rate={rate:g})") for rate, ppl in ((0.1, 9), (0.2, 7), (0.4, 8))
-    ]
-    other = line("flap", 1.0, 20, True, "flap -> recover(learning_rate=0.4)")
-    assert prune.best_rates([*tried, other], "flap", given) == [0.2]
-    assert prune.best_rates(tried[1:], "flap", given) == given.rates
-    assert prune.best_rates(tried, "pat", given) == given.rates
+    swept = [{**line("flap", 7.0, 35, True), "rate": 0.2}, line("flap", 9.0, 35)]
+    fields = line("flap", 0.0, 20, True)
+    assert prune.rate_for(fields, swept, (0.1, 0.2, 0.4)) == {"rate": 0.2}
+    assert prune.rate_for(fields, swept[1:], (0.1, 0.2, 0.4)) == {}, "not known yet: all are tried"
+    assert prune.rate_for(line("flap", 0.0, 35, True), swept, (0.1, 0.2, 0.4)) == {}
+    assert prune.rate_for(line("flap", 0.0, 20), swept, (0.1, 0.2, 0.4)) == {}, "nothing is learned"
+    assert prune.rate_for(fields, [], (0.4,)) == {"rate": 0.4}
 
 
-def test_the_best_rate_of_every_side_is_set_against_the_baseline():
+def test_the_rate_that_is_kept_is_best_on_a_text_of_its_own(monkeypatch):
+    def compressed(given):
+        return given.one, None, {"seconds": float(given.one)}
+
+    monkeypatch.setattr("oneshot.compressed", compressed)
+    monkeypatch.setattr("trimtab.data.windows.evaluation_windows", lambda *asked: None)
+    monkeypatch.setattr(
+        "trimtab.measure.perplexity.token_losses", lambda model, windows: (torch.tensor(float(model)) - 0.3).abs()
+    )
+    given = argparse.Namespace(one=prune.OPEN, rate=None, rates=(0.1, 0.25, 0.5))
+    model, _, cost = prune.tried(given)
+    assert (model, cost["rate"], cost["seconds"]) == ("0.25", 0.25, 0.25)
+    assert cost["apart"] == pytest.approx({"0.1": 0.2, "0.25": 0.05, "0.5": 0.2})
+    assert prune.tried(argparse.Namespace(**{**vars(given), "rate": 0.5}))[2]["rate"] == 0.5
+    assert prune.tried(argparse.Namespace(**{**vars(given), "one": "3"})) == ("3", None, {"seconds": 3.0})
+
+
+def test_every_side_is_set_against_the_baseline():
     found = [
         {**line(prune.AS_IT_CAME, 2.0, level=0), "recipe": ""},
         line("llm_pruner", 9.0),
-        line("llm_pruner", 6.0, recovered=True, recipe="llm_pruner -> recover(learning_rate=0.1)"),
-        line("llm_pruner", 5.0, recovered=True, recipe="llm_pruner -> recover(learning_rate=0.2)"),
-        line("loraprune", 4.0, recovered=True),
+        {**line("llm_pruner", 5.0, recovered=True, recipe="llm_pruner -> recover(learning_rate={rate})"), "rate": 0.2},
+        {**line("loraprune", 4.0, recovered=True), "rate": 0.1},
     ]
     tables = prune.page(found).split("## ")[1:]
     assert [table.partition(",")[0] for table in tables] == ["20 % removed"] * 2
