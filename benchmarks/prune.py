@@ -143,16 +143,22 @@ def looked_at(model: Any) -> Line:
     from trimtab.host.model_assets import resolve_model
     from trimtab.measure.tasks import answer
 
-    with TemporaryDirectory() as place:
-        folder = save(model, None, Path(place) / "model")
-        threads = str(torch.get_num_threads())
-        call = [sys.executable, "-c", "from trimtab.cli.main import run; run()", "bench", str(folder), "--threads", threads]
-        told = json.loads(subprocess.run([*call, "--json", "--quiet"], stdout=subprocess.PIPE, check=True).stdout)
-    decode = told["threads"][0]["decode"]
-    speed = {"engine": told["engine"], "decode": decode["value"], "decode_stderr": decode["stderr"]}
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(oneshot.MODEL))
+    with TemporaryDirectory() as place:
+        speed = decoding(save(model, tokenizer, Path(place) / "model"), torch.get_num_threads())
     right = {task: float(answer(model, tokenizer, task, ITEMS).right().double().mean()) for task in TASKS}
     return {"parameters": sum(p.numel() for p in model.parameters()), "right": right, **speed}
+
+
+def decoding(folder: Path, threads: int) -> Line:
+    """Tokens per second by `trimtab bench`; none where it refuses, as it does where a model is so far off that engines differ."""
+    call = [sys.executable, "-c", "from trimtab.cli.main import run; run()", "bench", str(folder), "--threads", str(threads)]
+    done = subprocess.run([*call, "--json", "--quiet"], stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        return {"engine": "refused", "decode": None, "decode_stderr": None}
+    told = json.loads(done.stdout)
+    decode = told["threads"][0]["decode"]
+    return {"engine": told["engine"], "decode": decode["value"], "decode_stderr": decode["stderr"]}
 
 
 def page(found: list[Line]) -> str:
@@ -197,7 +203,9 @@ def table(title: str, found: list[Line], untouched: Line | None) -> str:
             *(f"{100 * line['right'][task]:.0f} %" for task in TASKS),
             f"{line['seconds']:.0f}",
             f"{line['peak'] / 1e6:.0f}",
-            f"{line['decode']:.1f} ± {line['decode_stderr']:.1f} ({line['engine']})",
+            line["engine"]
+            if line["decode"] is None
+            else f"{line['decode']:.1f} ± {line['decode_stderr']:.1f} ({line['engine']})",
         )
         rows.append(row(cells))
     return "\n".join(rows) + "\n"
