@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from results import Line, gate, page
+from results import Line, gate, page, pages
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -102,10 +102,10 @@ def main() -> int:
     for repeat in range(given.repeats):
         for side in chosen if repeat % 2 == 0 else reversed(chosen):
             run(session, side, rounding["perplexity"])
-    text = page(session.lines)
-    print(text)
+    print(page(session.lines))
     if not given.quick:
-        (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
+        lines = map(json.loads, session.ledger.read_text(encoding="utf-8").splitlines())
+        (HERE / "RESULTS.md").write_text(pages([*lines]), encoding="utf-8")
     return 1 if any(line["red"] for line in session.lines) else 0
 
 
@@ -126,7 +126,7 @@ def installed() -> str:
 
 def opened(given: argparse.Namespace) -> Session:
     """Writes the windows and gathers what every line says about where it comes from."""
-    windows, judged_windows = (8, 6) if given.quick else (128, 24)
+    windows, judged_windows = (8, 6) if given.quick else (given.windows, 24)
     numbers = ("--windows", windows, "--judged-windows", judged_windows, "--length", LENGTH, "--threads", given.threads)
     files = ("--shown", WORK / "shown.npy", "--judged", WORK / "judged.npy")
     found = process(ours("prepare", *numbers, *files), given.limit)
@@ -223,6 +223,7 @@ def child_seconds() -> float:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="8 windows; nothing is written beside this program")
+    parser.add_argument("--windows", type=int, default=128, help="of 512 tokens, that are shown")
     parser.add_argument("--repeats", type=int, default=1, help="runs of every side, order reversed each time")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="sides whose name has one of these words in it")
     parser.add_argument("--threads", type=int, default=2, help="of torch, on both sides")

@@ -6,6 +6,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 Line = dict[str, Any]
+JOBS = ("gptq", "wanda", "awq", "hlq")  # what is compared; beside them stand the model itself and plain rounding
 FORWARD_SHARE = 0.8  # of a pass whose own work is next to nothing (wanda)
 ROUNDED = ("gptq", "awq")  # jobs that both programs have, to codes of so many bits
 BUSY = 0.05  # share of the machine that others may take before a run counts as disturbed
@@ -23,6 +24,12 @@ def gate(judged: Line, job: str, rounding: float, bits: int) -> str:
     if judged["levels"] > 2**bits:
         return f"a group holds {judged['levels']} distinct values, {bits} bit allow {2**bits}"
     return ""
+
+
+def pages(lines: Sequence[Line]) -> str:
+    """Markdown about all sessions that a side was last run in, the newest first."""
+    newest = {line["side"]: line["session"] for line in lines if line["job"] in JOBS}
+    return "\n".join(page(lines, session) for session in sorted(set(newest.values()), reverse=True))
 
 
 def page(lines: Sequence[Line], session: str | None = None) -> str:

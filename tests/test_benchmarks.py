@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import oneshot
-from results import gate, page
+from results import gate, page, pages
 
 from trimtab.core.recipe import Recipe
 
@@ -109,6 +109,14 @@ def test_peak_is_set_against_the_bound() -> None:
 def test_a_disturbed_run_is_named() -> None:
     assert "Disturbed" not in page(LINES)
     assert "- trimtab float32: 25%" in page(changed(0, foreign=0.5))
+
+
+def test_every_session_that_has_the_last_word_on_a_side_is_shown() -> None:
+    lines = [*changed(0, session="before", side="old side"), *changed(0, session="older"), *LINES]
+    told = pages(lines).split("# Passes")[1:]
+    assert len(told) == 2, "of all others there is a newer run"
+    assert "old side" not in told[0]
+    assert "old side" in told[1]
 
 
 def test_only_the_last_session_is_shown() -> None:
