@@ -37,6 +37,7 @@ TASKS: dict[str, tuple[str, ...]] = {
         "gptq(clip=True) by layerwise_quant(bits=3)",
         "gptq(clip=True) by shiftadd_bits(bits=3.289)",
         f"gptq(clip=True) by rd_prune(levels='{BITS}', mean=3, per='block', held_out={{held_out}})",
+        f"gptq(clip=True) by rd_prune(levels='{BITS}', mean=3, per='role', held_out={{held_out}})",
         f"gptq(clip=True) by evopress(levels='{BITS}', mean=3, {EVOLVED})",
     ),
     "fractions": (

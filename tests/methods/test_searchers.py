@@ -90,6 +90,14 @@ def test_blocks_may_have_one_level() -> None:
     assert len(trials.asked) == 3 * BLOCKS
 
 
+def test_kinds_of_matrices_may_have_one_level() -> None:
+    """The narrow ones matter: five bits for them, and two for the wide ones, are as many as three for all."""
+    trials = Told(lambda candidate: sum((4 - level) * (1 + 2 * (place % 2)) for place, level in enumerate(candidate) if level))
+    found = chosen(get("rd_prune")(levels="bits=2,3,5", mean=3, per="role"), trials)
+    assert found == (2, 5) * BLOCKS
+    assert len(trials.asked) == 3 * len(SHAPES)
+
+
 def test_evolution_reads_little_first_and_everything_last() -> None:
     trials = Told(lambda candidate: sum((4 - level) ** 2 * (1 + place) for place, level in enumerate(candidate)))
     found = chosen(get("evopress")(mean=3, generations=15), trials)

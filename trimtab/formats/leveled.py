@@ -55,7 +55,7 @@ class Leveled(Allocator):
     levels: str = text("the knob that is set and the values it may have", "bits=2,3,4", parse_levels)
     mean: float = number("what the knob is on average over the step's weights, at most (a sparsity: at least)", 3.0, 0, 10**6)
     size: str = text("instead of mean: of all weight files, such as 60MB, or 40% of the model's tensors", "", parse_size)
-    per: str = choice("what has a level of its own: every matrix, or every block", "site", ("site", "block"))
+    per: str = choice("what has a level of its own: every matrix, block or kind of matrix", "site", ("site", "block", "role"))
 
     @property
     def knob(self) -> str:  # type: ignore[override]
@@ -98,9 +98,9 @@ class Leveled(Allocator):
         """The sites that have a level in common."""
         if self.per == "site":
             return tuple((site,) for site in sites)
-        together: dict[int | None, list[Site]] = {}
+        together: dict[int | str | None, list[Site]] = {}
         for site in sites:
-            together.setdefault(site.block, []).append(site)
+            together.setdefault(site.block if self.per == "block" else site.role, []).append(site)
         return tuple(map(tuple, together.values()))
 
     def _costs(self, sites: Sequence[Site], storage: Storage) -> list[list[int]]:
