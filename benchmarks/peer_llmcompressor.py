@@ -9,6 +9,7 @@ can differ, and no attention mask, which is faster for it. Its AWQ pins memory f
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from gauge import Gauge, hand_over, use_threads, versions
 
@@ -45,11 +46,20 @@ def main() -> None:
     recipes = {"gptq": lambda: GPTQModifier(**rounding), "awq": lambda: [AWQModifier(), QuantizationModifier(**rounding)]}
     with gauge("compress"):
         oneshot(model=model, tokenizer=tokenizer, dataset=shown, recipe=recipes[given.method](), pipeline="sequential")
-    matrices = {f"{name}.weight": module.weight for name, module in model.named_modules() if hasattr(module, "weight_scale")}
+    rounded = {name: module for name, module in model.named_modules() if hasattr(module, "weight_scale")}
+    stored = as_codes_say if given.method == "awq" else lambda module: module.weight
+    matrices = {f"{name}.weight": stored(module) for name, module in rounded.items()}
     gains = {name: weight for name, weight in model.named_parameters() if name.endswith("norm.weight")}
     save_file({name: weight.detach().contiguous() for name, weight in {**matrices, **gains}.items()}, given.weights)
     found = versions("llmcompressor", "compressed-tensors", "torch", "transformers")
     hand_over(given.result, {"stages": gauge.stages, "matrices": len(matrices), "versions": found})
+
+
+def as_codes_say(module: Any) -> Any:
+    """The matrix as it is stored. GPTQ leaves it so; of a model in memory what AWQ scaled is still to be rounded."""
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+
+    return fake_quantize(module.weight, module.weight_scale, module.weight_zero_point, module.quantization_scheme.weights)
 
 
 def arguments() -> argparse.Namespace:
