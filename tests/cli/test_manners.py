@@ -10,6 +10,7 @@ from io import StringIO
 
 import pytest
 import typer
+from transformers.utils import logging
 
 from trimtab.cli import doctor, measure, progress, show
 from trimtab.cli.main import app
@@ -197,6 +198,15 @@ def test_hushed_leaves_the_environment_as_it_was(monkeypatch, capsys):
     assert capsys.readouterr().err == "trimtab: warning: ours\n"
     with hushed(verbose=True):
         assert "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
+
+
+def test_hushed_tells_who_is_imported_already():
+    logging.enable_progress_bar()  # the fixture `hushed` sets it back
+    with hushed(verbose=False):
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled()
+    with hushed(verbose=True):
+        assert logging.is_progress_bar_enabled()
 
 
 def test_processor_is_read_from_cpuinfo(tmp_path):

@@ -149,12 +149,16 @@ def _dashed(arg: str) -> str:
 
 @contextmanager
 def hushed(verbose: bool) -> Iterator[None]:
-    """What libraries say is shown with -v only. They read the variables when they are imported, so that belongs inside."""
+    """What libraries say is shown with -v only. They read the variables when they are imported; who is there already is told."""
     if verbose:
         yield
         return
     ours = {name: value for name, value in HUSH.items() if name not in os.environ}
     os.environ.update(ours)
+    bars = sys.modules.get("transformers.utils.logging")
+    drawn = bars is not None and bars.is_progress_bar_enabled()
+    if bars is not None and drawn:
+        bars.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_ours
@@ -162,6 +166,8 @@ def hushed(verbose: bool) -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+        if bars is not None and drawn:
+            bars.enable_progress_bar()
 
 
 def _show_ours(
