@@ -45,22 +45,26 @@ class Side:
 
 def sides(fast_products: bool) -> list[Side]:
     """fast_products: whether trimtab takes float32 products through oneDNN here; then the peer is tried with that, too."""
+    half = ("--dtype", "bfloat16")
     peer = [
         Side("llm-compressor float32", "llm-compressor", "gptq", ("--dtype", "float32")),
         Side("llm-compressor float32, oneDNN", "llm-compressor", "gptq", ("--dtype", "float32", "--onednn")),
-        Side("llm-compressor bfloat16", "llm-compressor", "gptq", ("--dtype", "bfloat16")),
+        Side("llm-compressor bfloat16", "llm-compressor", "gptq", half),
     ]
     recipe = f"gptq({SHAPE}, order='energy')"  # spelled out, though it is the default: it is the peer's order, too
     return [
         Side("trimtab float32", "trimtab", "gptq", ("--recipe", recipe, "--dtype", "float32")),
         peer[0],
         *([peer[1]] if fast_products else []),
-        Side("trimtab bfloat16", "trimtab", "gptq", ("--recipe", recipe, "--dtype", "bfloat16")),
+        Side("trimtab bfloat16", "trimtab", "gptq", ("--recipe", recipe, *half)),
         peer[2],
         Side("trimtab wanda", "trimtab", "wanda", ("--recipe", "wanda(sparsity=0.5)")),
-        Side("trimtab awq bfloat16", "trimtab", "awq", ("--recipe", f"awq({SHAPE}) -> rtn({SHAPE})", "--dtype", "bfloat16")),
-        Side("llm-compressor awq bfloat16", "llm-compressor", "awq", ("--method", "awq", "--dtype", "bfloat16")),
-        Side("trimtab hlq bfloat16", "trimtab", "hlq", ("--recipe", f"hlq({SHAPE})", "--dtype", "bfloat16")),
+        *(
+            Side(f"trimtab {name} bfloat16", "trimtab", "awq", ("--recipe", f"awq({SHAPE}) -> {then}({SHAPE})", *half))
+            for name, then in (("awq", "rtn"), ("awq, clipped", "awq_clip"))  # the paper's is the second, the peer's the first
+        ),
+        Side("llm-compressor awq bfloat16", "llm-compressor", "awq", ("--method", "awq", *half)),
+        Side("trimtab hlq bfloat16", "trimtab", "hlq", ("--recipe", f"hlq({SHAPE})", *half)),
     ]
 
 
