@@ -38,6 +38,7 @@ TASKS: dict[str, tuple[str, ...]] = {
         "gptq(clip=True) by shiftadd_bits(bits=3.289)",
         f"gptq(clip=True) by rd_prune(levels='{BITS}', mean=3, per='block', held_out={{held_out}})",
         f"gptq(clip=True) by rd_prune(levels='{BITS}', mean=3, per='role', held_out={{held_out}})",
+        f"gptq(clip=True) by rd_prune(levels='{BITS}', mean=3, held_out={{few}})",
         f"gptq(clip=True) by evopress(levels='{BITS}', mean=3, {EVOLVED})",
     ),
     "fractions": (
@@ -59,9 +60,10 @@ def main() -> int:
 
 def jobs(given: argparse.Namespace) -> Iterator[Job]:
     asked = numbers(given, *NUMBERS)
+    values = {**asked, "few": max(given.held_out // 4, LENGTH)}  # where every matrix is judged at every level
     for seed in range(given.seeds):
         for task, recipes in TASKS.items():
-            for recipe in [recipe.format(**vars(given)) for recipe in recipes]:
+            for recipe in [recipe.format(**values) for recipe in recipes]:
                 if given.only in (None, task):
                     yield Job(recipe, {"task": task, "recipe": recipe, "seed": seed}, {"seed": seed, **asked})
 
