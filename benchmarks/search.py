@@ -22,14 +22,14 @@ BOOK = Book(__file__, ("recipe", "seed"))
 MODEL, SHOWN, JUDGED = "asset:smollm2-135m", "asset:squad-drop", "asset:boolq"
 LENGTH = 256
 SPARSITIES, BITS, FRACTIONS = "sparsity=0.4,0.5,0.6,0.7,0.8", "bits=2,3,4", "bits=2.5,3,3.5"
-EVOLVED = "held_out={held_out}, generations={generations}"
+EVOLVED = "held_out={few}, generations={generations}, stages='0.25:4,0.5:2'"
 TASKS: dict[str, tuple[str, ...]] = {
     "sparsity": (
         "sparsegpt(sparsity=0.6)",
         "sparsegpt by cosine(sparsity=0.6)",
         "sparsegpt by owl(sparsity=0.6)",
         "sparsegpt by sv_nup(sparsity=0.6, held_out={held_out})",
-        f"sparsegpt by rd_prune(levels='{SPARSITIES}', mean=0.6, per='block', held_out={{held_out}})",
+        f"sparsegpt by rd_prune(levels='{SPARSITIES}', mean=0.6, per='block', held_out={{few}})",
         f"sparsegpt by evopress(levels='{SPARSITIES}', mean=0.6, {EVOLVED})",
     ),
     "bits": (
@@ -60,7 +60,8 @@ def main() -> int:
 
 def jobs(given: argparse.Namespace) -> Iterator[Job]:
     asked = numbers(given, *NUMBERS)
-    values = {**asked, "few": max(given.held_out // 4, LENGTH)}  # where every matrix is judged at every level
+    # Divergences of candidates are paired: a search gains more from many candidates than from many tokens.
+    values = {**asked, "few": max(given.held_out // 4, LENGTH)}
     for seed in range(given.seeds):
         for task, recipes in TASKS.items():
             for recipe in [recipe.format(**values) for recipe in recipes]:
@@ -169,7 +170,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16384, help="calibration tokens")
     parser.add_argument("--held-out", type=int, default=4096, help="tokens on which candidates are judged")
-    parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--generations", type=int, default=100)
     parser.add_argument("--judged-windows", type=int, default=200)
     given = parser.parse_args()
     if given.quick:
