@@ -34,13 +34,13 @@ class RdPrune(Leveled):
         claims=(
             Claim(
                 "beats-uniform-magnitude",
-                "magnitude by rd_prune(levels='sparsity=0.3,0.4,0.5,0.6,0.7,0.8', mean=0.6, per='block')",
+                "magnitude by rd_prune(levels='sparsity=0.3,0.4,0.5,0.6,0.7,0.8', mean=0.6, per='block', held_out=1024)",
                 "<",
                 "magnitude(sparsity=0.6)",
             ),
             Claim(
                 "beats-uniform-bits",
-                "gptq(clip=True) by rd_prune(levels='bits=2,3,4', mean=3)",
+                "gptq(clip=True) by rd_prune(levels='bits=2,3,4', mean=3, held_out=1024)",
                 "<",
                 "gptq(bits=3, clip=True)",
                 note="the same bytes on both sides",
