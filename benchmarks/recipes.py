@@ -1,10 +1,10 @@
 """What the shipped recipes cost: a line for every one of `trimtab/recipes/`, in `measured.jsonl` beside them.
 
-    python benchmarks/recipes.py [--only NAME ...]
+    python benchmarks/recipes.py [--only NAME ...] [--seeds 0 ...]
 
-The setting is that of the claims: SmolLM2-135M, 24 windows of 512 tokens, 8192 calibration tokens, three seeds. A recipe that
-is a side of a claim has its numbers from the ledger; the others are measured here. Goals (`trimtab compress MODEL --fit 2GiB`)
-choose by these lines, and by `speeds.json`, which is taken from the last session of `runtime.py`.
+The setting is that of the claims: SmolLM2-135M, 24 windows of 512 tokens, 8192 calibration tokens, by default three seeds.
+A recipe that is a side of a claim has its numbers from the ledger; the others are measured here. Goals, such as
+`trimtab compress MODEL --fit 2GiB`, choose by these lines, and by `speeds.json`, taken from the last session of `runtime.py`.
 """
 
 import argparse
@@ -30,19 +30,19 @@ BETWEEN = re.compile(r" [<>] ")
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--only", nargs="*", default=names(), help="these recipes; the lines of the others stay")
-    wanted = options.parse_args().only
+    options.add_argument("--seeds", nargs="+", type=int, default=[*Setting.seeds], help="fewer where one takes long")
+    given = options.parse_args()
     (ROOM / "speeds.json").write_text(json.dumps(speeds(), indent=1) + "\n", encoding="utf-8")
     known = {line["recipe"]: line for line in _lines(MEASURED)}
-    for name in wanted:
-        known[name] = line(name, read(name))
+    for name in given.only:
+        known[name] = line(name, read(name), Setting(seeds=tuple(given.seeds)))
         print(name, *known[name]["perplexity"], flush=True)
         ranked = sorted(known.values(), key=lambda one: sum(one["perplexity"]) / len(one["perplexity"]))
         MEASURED.write_text("".join(json.dumps(one) + "\n" for one in ranked), encoding="utf-8")
 
 
-def line(name: str, recipe: Recipe) -> dict[str, Any]:
+def line(name: str, recipe: Recipe, setting: Setting) -> dict[str, Any]:
     """perplexity: one per seed, a single one where seeds change nothing; base: of the model as it came; n: windows."""
-    setting = Setting()
     if recipe.calibration != setting.calibration:
         raise SystemExit(f"{name} is to be measured as it is shipped: with {setting.calibration}")
     found = of_claims(recipe, setting) or measured_here(recipe, setting)
