@@ -4,7 +4,7 @@
 
 The setting is that of the claims: SmolLM2-135M, 24 windows of 512 tokens, 8192 calibration tokens, by default three seeds.
 A recipe that is a side of a claim has its numbers from the ledger; the others are measured here. Goals, such as
-`trimtab compress MODEL --fit 2GiB`, choose by these lines, and by `speeds.json`, taken from the last session of `runtime.py`.
+`trimtab compress MODEL --fit 2GiB`, choose by these lines, and by `speeds.json`: the last session of `runtime.py` with all kinds.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from trimtab.measure.sides import Setting
 
 HERE = Path(__file__).parent
 RUNTIME, LEDGER = HERE / "runtime.jsonl", HERE.parent / "claims" / "ledger.jsonl"
+ASKED = {"grouped2", "grouped3", "grouped4", "grouped8", "planes2", "planes3", "bfloat16"}  # what goals ask the speed of
 BETWEEN = re.compile(r" [<>] ")
 
 
@@ -83,9 +84,13 @@ def measured_here(recipe: Recipe, setting: Setting) -> dict[str, Any]:
 
 
 def speeds() -> dict[str, Any]:
-    """Bytes of weights per second of our own contenders, with as many threads as there were; medians over rounds."""
-    lines = _lines(RUNTIME)
-    last = [one for one in lines if one["session"] == lines[-1]["session"] and one["program"] == "trimtab" and not one["red"]]
+    """Bytes of weights per second of our own contenders, all threads; medians over rounds of the last whole session."""
+    kinds: dict[str, set[str]] = {}
+    lines = [one for one in _lines(RUNTIME) if one["program"] == "trimtab" and not one["red"]]
+    for one in lines:
+        kinds.setdefault(one["session"], set()).add(one["kind"])
+    whole = [session for session, found in kinds.items() if found >= ASKED]
+    last = [one for one in lines if one["session"] == whole[-1]]
     threads = max(one["threads"] for one in last)
     found = {one["kind"]: median(one["decode"]) * one["bytes_per_token"] for one in last if one["threads"] == threads}
     about = {name: last[0][name] for name in ("session", "commit", "model")}

@@ -19,7 +19,7 @@ from trimtab.testing.folders import tiny_folder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "docs"))  # what writes the generated pages
 
-LONGEST, MOST = 32, 512  # tokens per window, tokens in all
+LONGEST, MOST = 32, 768  # tokens per window, tokens in all: more than a recipe of 16 windows shows, since searches hold some out
 GROWN = Homegrown(2, 128, 2, 1, 128, 300, Course(steps=4, batch=2, length=LONGEST))
 
 
