@@ -60,13 +60,17 @@ def main() -> int:
 
 def jobs(given: argparse.Namespace) -> Iterator[Job]:
     asked = numbers(given, *NUMBERS)
-    # Divergences of candidates are paired: a search gains more from many candidates than from many tokens.
-    values = {**asked, "few": max(given.held_out // 4, LENGTH)}
     for seed in range(given.seeds):
-        for task, recipes in TASKS.items():
-            for recipe in [recipe.format(**values) for recipe in recipes]:
+        for task in TASKS:
+            for recipe in recipes(task, given):
                 if given.only in (None, task):
                     yield Job(recipe, {"task": task, "recipe": recipe, "seed": seed}, {"seed": seed, **asked})
+
+
+def recipes(task: str, given: argparse.Namespace) -> list[str]:
+    """few: divergences of candidates are paired, so a search gains more from many candidates than from many tokens."""
+    few = max(given.held_out // 4, LENGTH)
+    return [recipe.format(held_out=given.held_out, few=few, generations=given.generations) for recipe in TASKS[task]]
 
 
 def measured(given: argparse.Namespace) -> Line:

@@ -21,7 +21,7 @@ def given(monkeypatch):
 
 @pytest.mark.parametrize("task", search.TASKS)
 def test_its_recipes_can_be_read(task, given):
-    recipes = [recipe.format(**vars(given)) for recipe in search.TASKS[task]]
+    recipes = search.recipes(task, given)
     assert len(set(recipes)) == len(recipes) >= 3
     assert all(Recipe.of(recipe).steps for recipe in recipes)
 
