@@ -45,6 +45,7 @@ FORCED = {
 KEPT = ("red", "error", "same_top", "bytes_per_token", "kernel", "versions")  # of what is known of a contender, in its line
 GATED = 64  # tokens that are compared
 SPARE = 2 << 30  # bytes of memory to leave free
+SPARSE = {"50 % sparse": "sparse50", "70 % sparse": "sparse70", "2:4 sparse": "nm2of4"}  # bfloat16 values of what is left
 
 
 @dataclass
@@ -76,6 +77,7 @@ def contenders(shape: models.Shape) -> list[Contender]:
         Contender("trimtab 4 bit", "trimtab", "grouped4", ("llama.cpp Q4_0", "torch int4", *torch), head[4]),
         Contender("trimtab 8 bit", "trimtab", "even8", ("llama.cpp Q8_0", *torch), head[8]),
         Contender("trimtab bfloat16", "trimtab", "bfloat16", ("llama.cpp BF16", *torch)),
+        *(Contender(f"trimtab {name}", "trimtab", kind, ("trimtab bfloat16", *torch)) for name, kind in SPARSE.items()),
     ]
     names = ("q2_k", "tq2_0", "q3_k", "q4_0", "q8_0", "bf16") if wide else ("q4_0", "q8_0", "bf16")
     theirs = [Contender(f"llama.cpp {name.upper()}", "llama.cpp", name) for name in names]

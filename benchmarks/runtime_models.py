@@ -22,7 +22,8 @@ from torch import Tensor
 from trimtab.core.kinds import LinearWeight
 from trimtab.core.seeds import Seeds
 from trimtab.data.assets import cache_root, cached
-from trimtab.formats import BitPlanes, Dense, Grouped
+from trimtab.formats import NM, BitPlanes, Dense, Grouped, Masked
+from trimtab.tensors.masks import Pattern, keep_top
 from trimtab.tensors.rounding import fit
 
 GROUP_SIZE = 64
@@ -157,10 +158,16 @@ def packed(kind: str, matrix: Tensor) -> LinearWeight:
 
     grouped2 to grouped8: codes with zero points; even2 to even8: without, in groups of up to 256, which is enough for many
     bits. planes1 to planes8: the grid of `grouped` as bit planes, each scale twice the one before it; free1 to free8: the
-    same planes with scales of their own, by least squares.
+    same planes with scales of their own, by least squares. sparse50, sparse70, ...: so many percent of each row are gone, the
+    smallest; nm2of4: two of four stay.
     """
     if kind == "bfloat16":
         return Dense(matrix)
+    if kind.startswith("sparse"):
+        return Masked(matrix, keep_top(matrix.float().abs(), int(kind.removeprefix("sparse")) / 100, Pattern()))
+    if kind.startswith("nm"):
+        n, m = map(int, kind.removeprefix("nm").split("of"))
+        return NM.of(matrix, keep_top(matrix.float().abs(), 0.0, Pattern(n, m)), n, m)
     even, bits = kind.startswith("even"), int(kind[-1])
     group_size = next(size for size in (256, 192, 128, GROUP_SIZE) if matrix.shape[1] % size == 0) if even else GROUP_SIZE
     groups = matrix.float().view(len(matrix), -1, group_size)

@@ -54,6 +54,15 @@ def test_folders_open_and_rounding_is_what_its_name_says(cache: Path) -> None:
     assert torch.allclose(found["planes2"], found["grouped2"], atol=2e-2 * float(logits.std()))
 
 
+@pytest.mark.parametrize(("kind", "gone"), [("sparse70", 0.7), ("nm2of4", 0.5)])
+def test_pruned_folders_keep_the_largest_of_every_row(cache: Path, kind: str, gone: float) -> None:
+    plain, pruned = (load(models.folder("tiny", one))[0].model.layers[0].mlp.down_proj for one in ("bfloat16", kind))
+    before, after = plain.weight.float(), pruned(torch.eye(plain.in_features, dtype=plain.weight.dtype)).T.float()
+    zeros = (after == 0).sum(1)
+    assert set(zeros.tolist()) == {int(gone * plain.in_features + 1e-9)}
+    assert torch.equal(after[after != 0], before[after != 0])
+
+
 def test_the_gguf_file_is_the_same_model(cache: Path) -> None:
     plain, _ = load(models.folder("tiny", "bfloat16"))
     stored = {str(t.name): dequantize(t.data, t.tensor_type) for t in GGUFReader(models.gguf_file("tiny")).tensors}
