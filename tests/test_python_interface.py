@@ -131,3 +131,17 @@ def test_what_was_compressed_in_memory_can_be_saved(place, tmp_path):
     ids = torch.arange(3, 19)[None]
     model, _ = tt.load(tmp_path / "saved")
     assert torch.equal(model(ids).logits, tt.load(place / "rounded")[0](ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "packed", "told"),
+    [("magnitude", False, True), ("magnitude", True, False), ("magnitude -> rtn", False, False), ("rtn", False, False)],
+)
+def test_a_report_says_where_zeros_save_nothing(place: Path, tmp_path: Path, recipe: str, packed: bool, told: bool) -> None:
+    report = tt.compress(place / "base", recipe, out=tmp_path / "out", packed=packed).report
+    (*said,) = (note for note in report.notes if "their zeros" in note)
+    assert len(said) == told
+    if told:
+        assert said[0].startswith(f"{len(report.receipts)} sparse matrices")
+        assert said[0] in (tmp_path / "out" / "receipt.json").read_text()
+        assert type(report)(**{**vars(report)}).notes == report.notes

@@ -1,7 +1,7 @@
 """What happened and what it cost, as values: for a person (Markdown) and for machines (JSON)."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
@@ -85,6 +85,10 @@ class Report:
     shown: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # A report that is read back has said it already.
+        self.notes = [*self.notes, *(note for note in _of_zeros(self.receipts) if note not in self.notes)]
+
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -109,3 +113,18 @@ class Report:
         for r in self.receipts:
             groups[r.step].append(r)
         return [(groups[k][0].method, groups[k]) for k in sorted(groups)]
+
+
+SPARSE, PLAIN = ("masked", "nm"), (8.0, 16.0, 32.0)  # formats of sparse matrices; bits of a weight where zeros are stored
+
+
+def _of_zeros(receipts: Iterable[Receipt]) -> list[str]:
+    """Whoever sees that a pruned model is as large as before should not have to wonder."""
+    last: dict[str, Receipt] = {}
+    for receipt in receipts:
+        if receipt.kind == "model":  # after which no matrix is what it was
+            last.clear()
+        last[receipt.place] = receipt
+    count = sum(r.kind in SPARSE and r.bits_after in PLAIN for r in last.values())
+    said = "sparse matrices are stored with their zeros: they open everywhere, and are neither smaller nor faster"
+    return [f"{count} {said}; `--packed` stores what is left, and trimtab's runtime multiplies it as it is"] if count else []
