@@ -29,6 +29,8 @@ windows, and the range over them stands in brackets. A row that is better by les
 | you want | begin with | then |
 |---|---|---|
 | a given size, and no thinking | `trimtab compress MODEL -o OUT --size 45%` (or `--bits 3.5`) | `trimtab compare MODEL OUT` |
+| the least loss at a size, and half an hour | `--search rd_prune --levels "gptq:bits=2,3,4"` ([searches](search.md)) | \
+an hour: `--search evopress` |
 | a goal: so fast, so much memory, so little loss | \
 `--speedup 2x`, `--fit 2GiB`, `--max-ppl-increase 3%` ([goals](recipes.md#goals)) | what it says lies beyond |
 | 4 bits, to run elsewhere | any rounding method with `bits=4` | `trimtab export OUT --to gguf --dry-run`: what is exact there |

@@ -52,6 +52,7 @@ def small_world(tiny_model: Path, words: list[str], tmp_path: Path, monkeypatch:
     for name in FAMILY:
         monkeypatch.setitem(FAMILY, name, GROWN)
     monkeypatch.setattr(trimtab.host.compress, "calibration_windows", calibration)
+    monkeypatch.setattr("trimtab.cli.compress._cores", lambda: 1)  # a second process takes longer to start than to judge
     monkeypatch.setattr(bench, "SAME_TOP", 0.9)  # random weights have near ties
     for place in (trimtab.measure, gather):
         monkeypatch.setattr(place, "evaluation_windows", evaluation)
