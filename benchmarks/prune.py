@@ -11,8 +11,10 @@ The budget of recovery is `--steps` steps of 4 windows: `recover` after what cut
 it learns, half of each where only gates are learned. All try the same three learning rates where 35 % are removed; the best on a
 text that is neither shown nor judged is kept, and taken at the other levels. Models are saved, and decoding is what `trimtab
 bench` says of the folder. One process for each line of `prune.jsonl`; a run that was stopped goes on, and `PRUNE.md` is made from
-the newest line of every recipe and seed. Widths of the stream come in steps of 72 in this model, and blocks are whole: what is
-removed is said beside every recipe. Differences are paired, against `llm_pruner`.
+the newest line of every recipe and seed. Widths of the stream come in steps of 9 in this model, and blocks are whole: what is
+removed is said beside every recipe. Differences are paired, against `llm_pruner`. Of `pat` there is a level more, a quarter of
+the width, for which its paper tells a speed. `foldgpt` removes nothing that is multiplied with: what it
+saves is on disk.
 """
 
 import argparse
@@ -30,17 +32,21 @@ from ledger import Book, Job, Line, numbers, options, row
 from oneshot import against
 
 BOOK = Book(__file__, ("level", "recipe", "seed"))
-LEVELS, SWEPT = (20, 35, 50), 35
+LEVELS, SWEPT, PROMISED = (20, 25, 35, 50), 35, 25
+USUAL = tuple(level for level in LEVELS if level != PROMISED)
 TASKS, ITEMS = ("arc_easy", "sciq"), 100
 RATES = (1e-4, 3e-4, 1e-3)
 BASELINE = "llm_pruner"
-BLOCKS = {20: 8, 35: 13, 50: 19}  # of 30, which makes about that part of all parameters
-STREAM = {20: 0.375, 35: 0.5, 50: 0.625}  # of the width; the head becomes a matrix of its own
+DEPTH, BLOCKS = 30, {20: 8, 35: 13, 50: 19}  # of so many, which makes about that part of all parameters
+STREAM = {20: 0.34375, PROMISED: 0.25, 35: 0.46875, 50: 0.59375}  # of the width; the head becomes a matrix of its own
+FOLDED = {20: "share=8", 35: "share=13", 50: "drop=8, share=11"}  # as many blocks less on disk
 OPEN = "{rate}"
 CHOSEN_BY, CHOOSING = "asset:coqa", 8
 TUNED = "recover(steps={steps}, learning_rate={rate})"
 WHOLE = "sparsity={sparsity}, of='model'"
 TRAINED = "steps={steps}, learning_rate={rate}"
+MEASURES = ("peak MB", "MB on disk", "decodes, tokens/s", "times as fast")
+NARROWING = ("loraprune", "adapt_pruner_tuned", "atp", "efficientllm")
 AS_IT_CAME = "as it came"
 
 
@@ -51,10 +57,13 @@ class Side:
     name: str
     cuts: str | None
     learns: str
+    levels: tuple[int, ...] = USUAL
 
     def recipes(self, level: int, steps: int) -> list[str]:
         """As they are written in lines; where something is learned, the rate is still open."""
-        values = {"sparsity": level / 100, "blocks": BLOCKS[level], "stream": STREAM[level], "steps": steps, "half": steps // 2}
+        values: dict[str, Any] = {"sparsity": level / 100, "stream": STREAM[level], "steps": steps, "half": steps // 2}
+        if level in BLOCKS:
+            values |= {"blocks": BLOCKS[level], "folded": FOLDED[level], "speedup": f"{DEPTH / (DEPTH - BLOCKS[level]):.4g}"}
         return [way.format(**values, rate=OPEN) for way in (self.cuts, self.learns) if way is not None]
 
 
@@ -65,10 +74,16 @@ def _cut(recipe: str) -> Side:
 SIDES = (
     *(_cut(f"{method}({WHOLE})") for method in ("magnitude_sp", "wanda_sp", "flap", "llm_pruner", "adapt_pruner")),
     _cut("shortgpt(drop={blocks})"),
-    _cut("slicegpt(sparsity={stream})"),
-    *(Side(method, None, f"{method}({WHOLE}, {TRAINED})") for method in ("loraprune", "adapt_pruner_tuned", "atp")),
+    _cut("unified_skip(speedup={speedup})"),
+    _cut("foldgpt({folded})"),
+    _cut("slicegpt(sparsity={stream}, multiple=1)"),
+    *(
+        Side(method, None, f"{method}({WHOLE}, {TRAINED})")
+        for method in ("loraprune", "adapt_pruner_tuned", "atp", "efficientllm")
+    ),
+    Side("adapt_pruner_tuned in one stage", None, f"adapt_pruner_tuned({WHOLE}, stages=1, {TRAINED})"),
     Side("compresso", None, f"compresso({WHOLE}, update='all', {TRAINED})"),
-    Side("pat", None, f"pat(sparsity={{stream}}, {TRAINED})"),
+    Side("pat", None, f"pat(sparsity={{stream}}, multiple=1, {TRAINED})", LEVELS),
     Side(
         "foldgpt_gates",
         "foldgpt_gates(drop={blocks}, steps={half})",
@@ -86,7 +101,7 @@ def jobs(given: argparse.Namespace) -> Iterator[Job]:
     asked = numbers(given, "seed", "windows", "judged_windows", "compute")
     yield Job("", {"level": 0, "side": AS_IT_CAME, "recovered": False, "recipe": "", "seed": given.seed}, asked)
     for level in sorted(given.levels, key=lambda level: level != SWEPT):
-        for side in SIDES:
+        for side in (side for side in SIDES if level in side.levels):
             for recipe in side.recipes(level, given.steps):
                 if any(word in recipe for word in given.only):
                     fields = {
@@ -121,21 +136,23 @@ def tried(given: argparse.Namespace) -> tuple[Any, Any, Line]:
 
     if OPEN not in given.one:
         return oneshot.compressed(given)
-    losses, kept = dict[float, float](), None
+    losses, kept, model, peak = dict[float, float](), None, None, None
     for rate in [given.rate] if given.rate else given.rates:
         asked = argparse.Namespace(**{**vars(given), "one": given.one.replace(OPEN, f"{rate:g}")})
+        del model  # else it would count for the next one's memory
         model, tokenizer, cost = oneshot.compressed(asked)
+        peak = peak or cost["peak"]  # of the first rate: beside later ones lies the best one so far
         with fast_products():
             chosen_by = evaluation_windows(CHOSEN_BY, tokenizer, CHOOSING, oneshot.LENGTH, 0)
             losses[rate] = float(token_losses(model, chosen_by).double().mean())
         if kept is None or losses[rate] < losses[kept[2]["rate"]]:
-            kept = model, tokenizer, {**cost, "rate": rate}
+            kept = model, tokenizer, {**cost, "rate": rate, "peak": peak}
     assert kept is not None
     return kept[0], kept[1], {**kept[2], "apart": {f"{rate:g}": loss for rate, loss in losses.items()}}
 
 
 def looked_at(model: Any) -> Line:
-    """How many parameters there are, what it gets right, and how fast the saved model decodes."""
+    """How many parameters there are, what it gets right, and how large the saved model is and how fast it decodes."""
     import torch
     from transformers import AutoTokenizer
 
@@ -145,9 +162,11 @@ def looked_at(model: Any) -> Line:
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(oneshot.MODEL))
     with TemporaryDirectory() as place:
-        speed = decoding(save(model, tokenizer, Path(place) / "model"), torch.get_num_threads())
+        folder = save(model, tokenizer, Path(place) / "model")
+        disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        speed = decoding(folder, torch.get_num_threads())
     right = {task: float(answer(model, tokenizer, task, ITEMS).right().double().mean()) for task in TASKS}
-    return {"parameters": sum(p.numel() for p in model.parameters()), "right": right, **speed}
+    return {"parameters": sum(p.numel() for p in model.parameters()), "right": right, "disk": disk, **speed}
 
 
 def decoding(folder: Path, threads: int) -> Line:
@@ -180,18 +199,19 @@ def page(found: list[Line]) -> str:
                 here = [line for line in found if (line["level"], line["recovered"], line["seed"]) == (level, recovered, seed)]
                 if here:
                     here = sorted(here, key=lambda line: line["perplexity"])
-                    parts.append(table(f"{level} % removed, {how}, seed {seed}", here, untouched))
+                    parts.append(
+                        table(f"{level} %{' of the width' * (level == PROMISED)} removed, {how}, seed {seed}", here, untouched)
+                    )
     return "\n".join(parts)
 
 
 def table(title: str, found: list[Line], untouched: Line | None) -> str:
     baseline = next((line for line in found if line["side"] == BASELINE), None)
+    names = ("recipe", "removed", "perplexity", f"against `{BASELINE}`, nats", *TASKS, "seconds", *MEASURES)
     rows = [
         f"## {title}\n",
-        row(
-            ("recipe", "removed", "perplexity", f"against `{BASELINE}`, nats", *TASKS, "seconds", "peak MB", "decodes, tokens/s")
-        ),
-        "|---|---|---|---|---|---|---|---|---|",
+        row(names),
+        "|---" * len(names) + "|",
     ]
     for line in [*([untouched] if untouched else []), *found]:
         gone = "" if untouched is None else f"{100 * (1 - line['parameters'] / untouched['parameters']):.1f} %"
@@ -203,12 +223,20 @@ def table(title: str, found: list[Line], untouched: Line | None) -> str:
             *(f"{100 * line['right'][task]:.0f} %" for task in TASKS),
             f"{line['seconds']:.0f}",
             f"{line['peak'] / 1e6:.0f}",
+            f"{line['disk'] / 1e6:.1f}",
             line["engine"]
             if line["decode"] is None
             else f"{line['decode']:.1f} ± {line['decode_stderr']:.1f} ({line['engine']})",
+            faster(line, untouched),
         )
         rows.append(row(cells))
     return "\n".join(rows) + "\n"
+
+
+def faster(line: Line, untouched: Line | None) -> str:
+    """Than the untouched model; empty where one of them was not timed."""
+    there = untouched is not None and line is not untouched and line["decode"] and untouched["decode"]
+    return f"{line['decode'] / untouched['decode']:.2f}" if there and untouched else ""
 
 
 def arguments() -> argparse.Namespace:

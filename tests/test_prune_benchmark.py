@@ -16,8 +16,9 @@ from trimtab.core.recipe import Recipe
 from trimtab.core.taught import TaughtMethod
 
 
-@pytest.mark.parametrize("side", prune.SIDES, ids=lambda side: side.name)
-@pytest.mark.parametrize("level", prune.LEVELS)
+@pytest.mark.parametrize(
+    ("side", "level"), [(side, level) for side in prune.SIDES for level in side.levels], ids=lambda of: getattr(of, "name", of)
+)
 def test_recipes_can_be_read_and_take_the_same_steps(side, level):
     *once, learned = side.recipes(level, 100)
     assert len(once) == (side.cuts is not None)
@@ -36,6 +37,7 @@ def line(side: str, perplexity: float, level: int = 20, recovered: bool = False,
     cost = {
         "seconds": 2.0,
         "peak": 4e6,
+        "disk": 5e6,
         "parameters": 800 if level else 1000,
         "decode": 9.0,
         "decode_stderr": 1.0,
@@ -59,7 +61,7 @@ def test_other_levels_take_the_rate_that_was_best_where_all_were_tried():
 
 def test_the_rate_that_is_kept_is_best_on_a_text_of_its_own(monkeypatch):
     def compressed(given):
-        return given.one, None, {"seconds": float(given.one)}
+        return given.one, None, {"seconds": float(given.one), "peak": 1 + float(given.one)}
 
     monkeypatch.setattr("oneshot.compressed", compressed)
     monkeypatch.setattr("trimtab.data.windows.evaluation_windows", lambda *asked: None)
@@ -69,9 +71,10 @@ def test_the_rate_that_is_kept_is_best_on_a_text_of_its_own(monkeypatch):
     given = argparse.Namespace(one=prune.OPEN, rate=None, rates=(0.1, 0.25, 0.5))
     model, _, cost = prune.tried(given)
     assert (model, cost["rate"], cost["seconds"]) == ("0.25", 0.25, 0.25)
+    assert cost["peak"] == 1.1, "of the first: later ones run beside the best so far"
     assert cost["apart"] == pytest.approx({"0.1": 0.2, "0.25": 0.05, "0.5": 0.2})
     assert prune.tried(argparse.Namespace(**{**vars(given), "rate": 0.5}))[2]["rate"] == 0.5
-    assert prune.tried(argparse.Namespace(**{**vars(given), "one": "3"})) == ("3", None, {"seconds": 3.0})
+    assert prune.tried(argparse.Namespace(**{**vars(given), "one": "3"})) == ("3", None, {"seconds": 3.0, "peak": 4.0})
 
 
 def test_every_side_is_set_against_the_baseline():
