@@ -87,11 +87,11 @@ def measured(given: argparse.Namespace) -> Line:
 
 def rounds(terms: Any, data: Sequence[str], way: str, count: int) -> tuple[Any, list[dict[str, str]]]:
     """(the change after all of them, by round who was left out and why)"""
-    from trimtab.host.federated import Client, joined, learn
+    from trimtab.host.federated import Client, joined, layers, learn
     from trimtab.tensors.federated import averaged, stacked
 
     how, ranks, faults = WAYS[way]
-    change, refused = {}, []
+    change, refused, wanted = {}, [], layers(terms)
     for turn in range(count):
         uploads = {
             kind: learn(terms, Client(source, rank), number, turn, change)
@@ -100,7 +100,7 @@ def rounds(terms: Any, data: Sequence[str], way: str, count: int) -> tuple[Any, 
         }
         if faults and turn == 0:
             uploads[KINDS[1]] = spoiled(uploads[KINDS[1]])
-        change, out = joined(change, uploads, {"stacked": stacked, "averaged": averaged}[how])
+        change, out = joined(wanted, change, uploads, {"stacked": stacked, "averaged": averaged}[how])
         refused.append(out)
     return change, refused
 

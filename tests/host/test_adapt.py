@@ -337,6 +337,22 @@ def test_what_peft_can_say_and_we_cannot_is_refused(base: Path, tmp_path: Path) 
         tt.load(base, adapter=tmp_path / "theirs")
 
 
+@pytest.mark.parametrize("begun", ["pissa", "olora"])
+def test_what_peft_adds_to_another_base_is_refused_until_it_is_converted(begun: str, base: Path, tmp_path: Path) -> None:
+    kind = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=begun)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), kind)
+    model.peft_config["default"].init_lora_weights = True  # as it begins is what a conversion takes off
+    model.save_pretrained(str(tmp_path / "start"))
+    model.peft_config["default"].init_lora_weights = begun
+    said = logits(model)
+    model.save_pretrained(str(tmp_path / "theirs"))
+    with pytest.raises(ModelError, match=rf"init_lora_weights='{begun}', which changes the base"):
+        tt.load(base, adapter=tmp_path / "theirs")
+    model.save_pretrained(str(tmp_path / "converted"), path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    opened, _ = tt.load(base, adapter=tmp_path / "converted")
+    torch.testing.assert_close(logits(opened), said, atol=1e-5, rtol=1e-5)
+
+
 def test_taking_an_adapter_off_leaves_the_model(base: Path, data: Path, tmp_path: Path) -> None:
     done = learn(base, data, "s2ft(share=0.1)", tmp_path / "adapter", steps=2)
     model, _ = tt.load(base, adapter=done.folder)

@@ -1,4 +1,4 @@
-"""IST: what the optimizer holds is that of few blocks, and blocks that the loss depends on are drawn more often."""
+"""IST: a step trains few blocks, and blocks that the loss depends on are drawn more often."""
 
 from collections.abc import Iterator
 
@@ -58,18 +58,21 @@ def test_nothing_is_tried_early_or_without_a_pace() -> None:
         assert not hook.importance.any()
 
 
-def test_states_are_those_of_the_blocks_that_are_trained() -> None:
+def test_a_step_trains_the_drawn_blocks_and_adam_remembers_the_others() -> None:
     hook, deltas = begun(Ist(rank=2))
     optimizer = AdamW([parameter for delta in deltas for parameter in delta.parameters()])
-    met = set()
-    for step in range(6):
+    times = [0] * BLOCKS
+    for step in range(12):
         hook.before_step(step, optimizer)
-        trained = {number for number, delta in enumerate(deltas) if delta.left.requires_grad}
-        met |= trained
+        before = [delta.left.detach().clone() for delta in deltas]
         sum(delta(torch.ones(16), torch.zeros(8), lambda: torch.zeros(8, 16)).sum() for delta in deltas).backward()
+        assert {number for number, delta in enumerate(deltas) if delta.left.grad is not None} == set(hook.drawn(step))
         optimizer.step()
         optimizer.zero_grad()
-        held = {number for number, delta in enumerate(deltas) if delta.left in optimizer.state}
-        assert held == trained == set(hook.drawn(step))
-        assert len(held) == 2
-    assert len(met) > 2
+        moved = {number for number, (was, delta) in enumerate(zip(before, deltas, strict=True)) if not was.equal(delta.left)}
+        assert moved == set(hook.drawn(step))
+        assert len(moved) == 2
+        times = [count + (number in moved) for number, count in enumerate(times)]
+    assert max(times) > 1
+    known = [int(optimizer.state[delta.left]["step"]) if delta.left in optimizer.state else 0 for delta in deltas]
+    assert known == times

@@ -1,5 +1,7 @@
 """SpIEL: entries move to where the gradient is largest, none twice, and Adam knows of the new ones what it would have known."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.optim import AdamW
@@ -10,7 +12,7 @@ from trimtab.core.places import Role, Site
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import Hook
 from trimtab.formats import Dense
-from trimtab.methods.adapt.spiel import Outer, SparseDelta, Spiel, exchange
+from trimtab.methods.adapt.spiel import Outer, Pulls, SparseDelta, Spiel, exchange
 from trimtab.testing.problems import layer
 
 SITE = Site("model.layers.0.mlp.down_proj", Role.DOWN, (8, 16), block=0)
@@ -20,10 +22,9 @@ def attached(made: Spiel) -> SparseDelta:
     return made.attach(Dense(torch.zeros(SITE.shape)), Seen({}, Seeds(0).at("x")), SITE)
 
 
+@dataclass(frozen=True)
 class Course:
-    """A training of forty steps."""
-
-    steps = 40
+    steps: int = 40
 
 
 def trained(made: Spiel, wanted: torch.Tensor, steps: int) -> tuple[SparseDelta, AdamW]:
@@ -95,6 +96,40 @@ def test_row_and_column_moments_grow_where_both_are_large() -> None:
     places, scores = outer.best()
     assert sorted(places.tolist()[:2]) == [15, 7 * 16 + 5]
     assert scores[:2].tolist() == [36.0, 36.0]
+
+
+@pytest.mark.parametrize(("growth", "most"), [("gradient", 1.01), ("momentum", 1.5)])
+def test_what_is_new_steps_no_further_than_the_rate(growth: str, most: float) -> None:
+    """Where gradients stay what they are, Adam's steps are as long as the rate, at any age of an entry; rows and columns may
+    say less than an entry's own square."""
+    made = Spiel(density=0.125, every=20, window=5, growth=growth)
+    delta = attached(made)
+    hook = made.hook({SITE: delta})
+    assert hook is not None
+    optimizer = AdamW([delta.values], lr=0.01, weight_decay=0.0)
+    hook.begin(Course(200))  # type: ignore[arg-type]
+    pull, x, furthest = layer(8, 16).weight, torch.eye(16), 0.0
+    for step in range(200):
+        hook.before_step(step, optimizer)
+        optimizer.zero_grad()
+        (delta(x, x @ torch.zeros(16, 8), lambda: torch.zeros(8, 16)).T * pull).sum().backward()
+        hook.before_update(step, optimizer)
+        before = delta.values.detach().clone()
+        optimizer.step()
+        furthest = max(furthest, float((delta.values.detach() - before).abs().max()))
+        hook.after_update(step, optimizer)
+    assert furthest < most * 0.01
+
+
+def test_candidates_are_clipped_as_the_entries_are() -> None:
+    delta = attached(Spiel(density=0.1))
+    pulls, x, pull = Pulls(delta), torch.eye(16), layer(8, 16).weight
+    pulls.open(first=True)
+    (delta(x, x @ torch.zeros(16, 8), lambda: torch.zeros(8, 16)).T * pull).sum().backward()
+    assert delta.values.grad is not None
+    delta.values.grad *= 0.25
+    pulls.step()
+    torch.testing.assert_close(pulls.sums, 0.25 * pull.flatten()[pulls.candidates.long()])
 
 
 def test_a_window_has_to_fit() -> None:

@@ -34,7 +34,12 @@ PREFIX = "base_model.model."
 FORMAT = 1
 TURNED = ("LORA", "RANDLORA", "HIRA")  # kinds that have to be told that layers store [in, out]
 # Fields of peft's config that change what an adapter computes and have no place in ours.
-UNREAD = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias")
+UNREAD = (
+    *("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "target_parameters", "use_bdlora"),
+    *("use_qalora", "ensure_weight_tying"),
+)
+CHANGES_THE_BASE = ("corda", "loftq", "lora_ga", "olora", "pissa")  # what peft may begin with, and then add to another model
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,12 @@ def _of_peft(path: Path, config: Mapping[str, Any]) -> Any:
     unread = [name for name in UNREAD if config.get(name)]
     if config.get("bias", "none") != "none" or unread:
         raise ModelError(f"{path} uses {', '.join(unread) or 'bias'}, which trimtab does not read; merge it with peft")
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.startswith(CHANGES_THE_BASE):
+        raise ModelError(
+            f"{path} begins with init_lora_weights={begun!r:.40}, which changes the base that it is added to; "
+            f"save it with peft's path_initial_model_for_weight_conversion, so that it fits the base as it came"
+        )
     match config.get("peft_type"), config.get("init_weights"), bool(config.get("use_dora")), bool(config.get("use_rslora")):
         case "LORA", _, False, False:
             return make("lora", {"rank": config.get("r"), "alpha": config.get("lora_alpha")})

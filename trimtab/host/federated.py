@@ -1,9 +1,11 @@
 """Federated adaptation: clients train a LoRA each, of a rank of their own, on rows that nobody else sees; changes are stacked.
 
 A round: every client adds the change so far to the model, trains a fresh LoRA beside it, and sends factors and how many rows it
-has. What is not finite or does not fit is left out, and the others' shares are those among themselves, so that one client that
-fails or goes mad changes nothing else. The next change is the one before and the new ones side by side; its rank grows by the sum
-of the clients' ranks, and no product of one client's factor with another's comes in. `host/flower.py` lets Flower carry it all.
+has. In a round all begin at the same right factors, a lower rank at the first rows of them, as where a server sends factors out.
+What is not finite or does not fit the model is left out, and the others' shares are those among themselves, so that one client
+that fails or goes mad changes nothing else. The next change is the one before and the new ones side by side; its rank grows by
+the sum of the clients' ranks, and no product of one client's factor with another's comes in. `host/flower.py` lets Flower carry
+it all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +35,7 @@ from trimtab.tensors.federated import Factors, stacked
 COURSE = Course(steps=20, batch=4, length=256, learning_rate=1e-3, decay=0.0)
 SCALE = 2.0  # alpha / rank, the same for every rank
 Change = Mapping[str, Factors]  # by path of the layer
+Layers = Mapping[str, tuple[int, int]]  # path -> (out, in)
 Joining = Callable[[Sequence[Factors], Sequence[float]], Factors]
 
 
@@ -66,6 +69,14 @@ class Upload:
     rows: int
 
 
+def layers(terms: Terms) -> Layers:
+    """Those that every client changes, as the model says and not the clients. Raises as `adapting.attach` does."""
+    model, _ = checkpoint.load(terms.folder)
+    deltas = adapting.attach(Anatomy.of(model), _lora(1), Where(terms.only, terms.skip), Seeds(0))
+    factors = {path: delta.factors() for path, delta in deltas.items() if isinstance(delta, LowRankDelta)}
+    return {path: (len(left), right.shape[1]) for path, (left, right) in factors.items()}
+
+
 def learn(terms: Terms, client: Client, number: int, turn: int, change: Change) -> Upload:
     """What client `number` learns in round `turn` on top of `change`. Raises as `tune` does."""
     model, tokenizer = checkpoint.load(terms.folder)
@@ -74,8 +85,8 @@ def learn(terms: Terms, client: Client, number: int, turn: int, change: Change) 
     adapting.beside(model, {path: LowRankDelta(*factors) for path, factors in change.items()})
     adapting.merge(Anatomy.of(model))
     seeds = Seeds(terms.course.seed)
-    seed = int(torch.randint(2**31, (), generator=seeds.at("client", number, turn)))
-    deltas = adapting.attach(Anatomy.of(model), _lora(client.rank), Where(terms.only, terms.skip), Seeds(seed))
+    common, seed = (int(torch.randint(2**31, (), generator=seeds.at("client", *of, turn))) for of in ((), (number,)))
+    deltas = adapting.attach(Anatomy.of(model), _lora(client.rank), Where(terms.only, terms.skip), Seeds(common))
     rows = examples(client.data, tokenizer, terms.course.length).rows
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with TemporaryDirectory() as scratch:
@@ -84,13 +95,12 @@ def learn(terms: Terms, client: Client, number: int, turn: int, change: Change) 
     return Upload({path: (SCALE * left.detach(), right.detach()) for path, (left, right) in found.items()}, len(rows))
 
 
-def joined(change: Change, uploads: Mapping[str, Upload], by: Joining = stacked) -> tuple[Change, dict[str, str]]:
+def joined(wanted: Layers, change: Change, uploads: Mapping[str, Upload], by: Joining = stacked) -> tuple[Change, dict[str, str]]:
     """(the change of before and what the uploads add, why some of them were left out); uploads: by name of the client.
 
-    by: how changes of one layer become one, `tensors.federated.stacked` or, to compare with, `averaged`. Raises `TrimtabError`
-    where no upload can be used.
+    wanted: as `layers` gives them. by: how changes of one layer become one, `tensors.federated.stacked` or, to compare with,
+    `averaged`. Raises `TrimtabError` where no upload can be used.
     """
-    wanted = change or next((upload.change for upload in uploads.values() if not _unfit(upload, upload.change)), {})
     refused = {name: why for name, upload in uploads.items() if (why := _unfit(upload, wanted))}
     used = [upload for name, upload in uploads.items() if name not in refused]
     if not used:
@@ -115,17 +125,16 @@ def _lora(rank: int, alpha: float | None = None) -> AdapterMethod:
     return made
 
 
-def _unfit(upload: Upload, wanted: Change) -> str:
-    """Why an upload cannot be joined with changes of the layers in `wanted`; empty if it can."""
+def _unfit(upload: Upload, wanted: Layers) -> str:
+    """Why an upload is no change of the layers in `wanted`; empty if it is."""
     if upload.rows < 1:
         return f"it says that it has {upload.rows} rows"
     if upload.change.keys() != wanted.keys():
-        return "its layers are not those of the others"
+        return "its layers are not those of the model"
     for path, (left, right) in upload.change.items():
         if not _finite(left, right):
             return f"{path} is not finite"
-        others = wanted[path]
-        if left.shape[1] != len(right) or (len(left), right.shape[1]) != (len(others[0]), others[1].shape[1]):
+        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != len(right) or (len(left), right.shape[1]) != wanted[path]:
             return f"{path} has factors of {list(left.shape)} and {list(right.shape)}"
     return ""
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from trimtab.core.errors import TrimtabError, UsageError
-from trimtab.host.federated import Change, Client, Terms, Upload, joined, learn
+from trimtab.host.federated import Change, Client, Layers, Terms, Upload, joined, layers, learn
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 try:
@@ -30,22 +30,22 @@ LOG = logging.getLogger(__name__)
 
 
 class Flora(FedAvg):  # type: ignore[misc]
-    """Federated averaging in which changes are stacked."""
+    """Federated averaging in which changes are stacked. wanted: layers that are changed."""
 
-    def __init__(self, **options: Any):
+    def __init__(self, wanted: Layers, **options: Any):
         super().__init__(fraction_evaluate=0.0, **options)
+        self.wanted = wanted
         self.change: Change = {}
         self.refused: list[dict[str, str]] = []  # by round: clients whose uploads were left out, and why
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        replies = [reply for reply in replies if not reply.has_error()]
-        uploads = {str(reply.metadata.src_node_id): _upload(reply) for reply in replies}
+        uploads, unread = _uploads(reply for reply in replies if not reply.has_error())
         try:
-            self.change, refused = joined(self.change, uploads)
+            self.change, refused = joined(self.wanted, self.change, uploads)
         except TrimtabError as error:
             LOG.warning("round %d: %s", server_round, error)
             return None, None
-        self.refused.append(refused)
+        self.refused.append(unread | refused)
         return _record(self.change), None
 
 
@@ -68,7 +68,8 @@ def simulate(terms: Terms, clients: Sequence[Client], rounds: int = 3) -> tuple[
 
     Raises `TrimtabError` where no round brought a change.
     """
-    strategy, server = Flora(min_train_nodes=len(clients), min_available_nodes=len(clients)), ServerApp()
+    strategy = Flora(layers(terms), min_train_nodes=len(clients), min_available_nodes=len(clients))
+    server = ServerApp()
 
     @server.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
@@ -78,6 +79,19 @@ def simulate(terms: Terms, clients: Sequence[Client], rounds: int = 3) -> tuple[
     if not strategy.change:
         raise TrimtabError("no round brought a change that can be used; what the clients said is in Flower's log")
     return strategy.change, strategy.refused
+
+
+def _uploads(replies: Iterable[Message]) -> tuple[dict[str, Upload], dict[str, str]]:
+    """(by name of the client, why others cannot be read)"""
+    found: dict[str, Upload] = {}
+    unread: dict[str, str] = {}
+    for reply in replies:
+        name = str(reply.metadata.src_node_id)
+        try:
+            found[name] = _upload(reply)
+        except (KeyError, TypeError, ValueError) as error:  # whatever a client can send instead of a change and a number
+            unread[name] = f"its answer cannot be read: {error!r:.200}"
+    return found, unread
 
 
 def _upload(reply: Message) -> Upload:

@@ -2,10 +2,12 @@
 
 A step trains `active` of the blocks, drawn without replacement with probabilities softmax(importance); all adapters answer. Every
 `every` steps some sets of blocks are tried without gradients: the answers of all adapters outside of the set are multiplied by
-`suppressed`, and the importance of the blocks in it grows by `pace` times the set's reward less the mean reward. What the
-optimizer knows of a block is forgotten when the block leaves. Yao et al., EMNLP 2024.
-Filled in: the sets are drawn as the trained blocks are; the reward is exp(mean loss of the sets - loss) in place of exp(-loss),
-which vanishes where losses are high; nothing is tried before step `after`, when the adapters have something to say.
+`suppressed`, and the importance of the blocks in it grows by `pace` times the set's reward less the mean reward. Yao et al.,
+EMNLP 2024.
+Filled in: what Adam knows of a block stays when the block leaves; it is drawn anew at every step, and would else know a single
+gradient, from which all steps are equally long. The sets are drawn as the trained blocks are; the reward is exp(mean loss of the
+sets - loss) in place of exp(-loss), which vanishes where losses are high; nothing is tried before step `after`, when the adapters
+have something to say.
 """
 
 from collections.abc import Iterator, Mapping
@@ -99,7 +101,6 @@ class Importance(Hook):
                 parameter.requires_grad_(block in chosen)
                 if block not in chosen:
                     parameter.grad = None
-                    optimizer.state.pop(parameter, None)
 
     @torch.no_grad()
     def _try(self, step: int) -> None:

@@ -6,7 +6,8 @@ D's whole gradient over the `window` steps before, of as many candidates as ther
 window shows; or ("momentum") the product of a row's and a column's largest second moment, as SM3 estimates it from the entries
 that there are. Ansell et al. 2024.
 Different: AdamW moves the values in both cases (there SM3 in the second). New entries have no age of their own for Adam's
-correction of its start; their moments are set to what is right for the common one. The last draw leaves `every` steps to learn.
+correction of its start; their moments are set to what is right for the common one: the mean and the mean square that the window
+showed, or zero and the mean square that rows and columns allow at most. The last draw leaves `every` steps to learn.
 """
 
 from collections.abc import Callable, Mapping
@@ -108,7 +109,7 @@ class Pulls:
     def __init__(self, delta: SparseDelta):
         self.delta = delta
         self.candidates = torch.full_like(delta.places, -1)
-        self.sums, self.squares, self.now = (torch.zeros_like(delta.values.detach()) for _ in range(3))
+        self.sums, self.squares, self.now, self.own = (torch.zeros_like(delta.values.detach()) for _ in range(4))
 
     def tensors(self) -> dict[str, Tensor]:
         return {"candidates": self.candidates, "sums": self.sums, "squares": self.squares}
@@ -125,12 +126,20 @@ class Pulls:
         if self.candidates[0] < 0:
             self.candidates.copy_(flat.abs().topk(len(self.candidates)).indices)
         self.now += flat[self.candidates.long()]
+        self.own += flat[self.delta.places.long()]
 
     def step(self) -> None:
+        if self.delta.seen is None:
+            return
         self.delta.seen = None
+        gradient = self.delta.values.grad
+        assert gradient is not None
+        # A step's gradients are clipped after they were shown: what that made of the entries' own holds for the others.
+        self.now *= gradient.norm() / self.own.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
         self.sums += self.now
         self.squares += self.now.square()
         self.now.zero_()
+        self.own.zero_()
 
     def best(self) -> tuple[Tensor, Tensor]:
         """(places, scores), each [k]"""
@@ -148,10 +157,10 @@ class Outer:
 
     def __init__(self, delta: SparseDelta):
         self.delta = delta
-        self.rows, self.columns = (torch.zeros(size, device=delta.values.device) for size in delta.shape)
+        self.rows, self.columns, self.steps = (torch.zeros(size, device=delta.values.device) for size in (*delta.shape, 1))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"rows": self.rows, "columns": self.columns}
+        return {"rows": self.rows, "columns": self.columns, "steps": self.steps}
 
     def open(self, first: bool) -> None:
         """The entries' own gradients are all that is looked at."""
@@ -163,6 +172,7 @@ class Outer:
         moment = torch.minimum(self.rows[row], self.columns[column]) + gradient.square()
         self.rows.scatter_reduce_(0, row, moment, "amax")
         self.columns.scatter_reduce_(0, column, moment, "amax")
+        self.steps += 1
 
     def best(self) -> tuple[Tensor, Tensor]:
         scores = torch.outer(self.rows, self.columns).flatten()
@@ -172,7 +182,9 @@ class Outer:
         return found.indices[some].to(torch.int32), found.values[some]
 
     def moments(self, places: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(places), device=places.device), torch.zeros(len(places), device=places.device)
+        row, column = places.long() // self.delta.shape[1], places.long() % self.delta.shape[1]
+        square = torch.minimum(self.rows[row], self.columns[column]) / self.steps
+        return torch.zeros_like(square), square
 
 
 class Moves(Hook):
