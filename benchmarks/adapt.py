@@ -6,13 +6,13 @@
     python benchmarks/adapt.py --quick                      few steps, one rate and seed, nothing is kept: tries the plumbing
 
 Two tasks: `answers` (arithmetic, of which the solutions alone are learned) and `style` (stories, every token). Every method gets
-the same rows and steps, the rate of three with the best loss on rows held out (found with the first seed, taken over by the
-others), and a size with which it trains about as many parameters as `lora(rank=8)`, where it has a size that reaches so far:
-`lisa` (with all blocks: full fine-tuning) and `weight_compander` train more, `nola` and `sketchtune` what they are made for; the
-page says how many. One process for each recipe, task and seed; lines are appended to `adapt.jsonl`, a run that was stopped goes
-on, and `ADAPT.md` is made from the newest of each. What is learned is the loss on rows that nothing was chosen by, what is
-forgotten that on general text, both against the base as it came. Memory is counted, not watched: parameters and buffers,
-gradients and states of the optimizer, at the step where they are most.
+the same rows and steps, the rate with the best loss on rows held out (of three, and further ones where the best is at an end of
+these; found with the first seed, taken over by the others), and a size with which it trains about as many parameters as
+`lora(rank=8)`, where it has a size that reaches so far: `lisa` (with all blocks: full fine-tuning) and `weight_compander` train
+more, `nola` and `sketchtune` what they are made for; the page says how many. One process for each recipe, task and seed; lines go
+to `adapt.jsonl`, a run that was stopped goes on, and `ADAPT.md` is made from the newest of each. What is learned is the
+loss on rows that nothing was chosen by, what is forgotten that on general text, both against the base as it came. Memory is
+counted, not watched: parameters and buffers, gradients and states of the optimizer, at the step where they are most.
 """
 
 import argparse
@@ -47,9 +47,9 @@ METHODS: dict[str, tuple[tuple[float, ...], float]] = {
     "spiel(density={}, growth='none')": (SHARES, 1.0),
     "ist(rank={})": (RANKS, 1.0),
     "ist(rank={}, pace=0.0)": (RANKS, 1.0),
-    "diffora(rank={})": (RANKS, 0.5),
-    "diffora(rank={}, choose='any')": (RANKS, 0.5),
-    "diffora(rank={}, choose='narrowest')": (RANKS, 0.5),
+    "diffora(rank={})": (RANKS, 4 / 7),  # half of seven matrices in a block, and a shared pair for every kind
+    "diffora(rank={}, choose='any')": (RANKS, 4 / 7),
+    "diffora(rank={}, choose='narrowest')": (RANKS, 4 / 7),
     "ewc_lora(rank={})": (RANKS, 1.0),
     "corda(rank={})": (RANKS, 1.0),
     "corda(rank={}, mode='kpm')": (RANKS, 1.0),
@@ -138,6 +138,7 @@ def measured(given: argparse.Namespace) -> Line:
     from trimtab.host.pretrain import Course
     from trimtab.host.provenance import provenance
     from trimtab.host.source import history
+    from trimtab.measure.rates import next_rate
     from trimtab.measure.tuned_sides import taught
 
     torch.set_num_threads(given.threads)
@@ -145,22 +146,24 @@ def measured(given: argparse.Namespace) -> Line:
     expression = sized(given.one, folder)
     recipe = Recipe.of(expression, seed=given.seed)
     learn, judge = written(given.task, given.rows)
-    found, losses = [], []
-    for rate in [given.rate] if given.rate else RATES[: given.rates]:
+    found: Line = {}
+    losses: dict[float, float] = {}
+    while (rate := next_rate(losses, [given.rate] if given.rate else RATES[: given.rates])) is not None:
         course = Course(given.steps, given.batch, LENGTH, rate, 0.0, given.seed)
         weighed = weighing()
         one = taught(folder, recipe, course, str(learn), beside=[weighed])
         judged = judgements(one.model, one.tokenizer, judge, given.windows)
-        losses.append((one.apart, rate))
-        if one.apart == min(losses)[0]:
-            held = sum(t.numel() * t.element_size() for t in (*one.model.parameters(), *one.model.buffers()))
+        losses[rate] = one.apart
+        if one.apart == min(losses.values()):
+            stored = (t.untyped_storage() for t in (*one.model.parameters(), *one.model.buffers()))
+            held = sum({place.data_ptr(): place.nbytes() for place in stored}.values())  # matrices may share one
             figures = {"rate": rate, "parameters": one.parameters, "bits": one.bits, "seconds_per_step": weighed.seconds}
             memory = {"weights": held, "gradients_and_states": weighed.most}
-            found = [{**figures, **memory, "curve": one.done.losses, **judged}]
+            found = {**figures, **memory, "curve": one.done.losses, **judged}
     return {
         "used": expression,
-        **found[0],
-        "apart": {str(rate): loss for loss, rate in losses},
+        **found,
+        "apart": {str(rate): loss for rate, loss in losses.items()},
         "before": before(folder, replace(recipe, steps=recipe.steps[:-1]) if recipe.steps[1:] else None, judge, given.windows),
         "setting": {"history": history(Path(folder)), "general": GENERAL, "length": LENGTH} | numbers(given, *NUMBERS, "threads"),
         **provenance(),
@@ -200,9 +203,9 @@ def trained(anatomy: Any, expression: str) -> float:
         deltas = adapting.attach(anatomy, as_trained(expression), Where(), Seeds(0), [something])  # type: ignore[arg-type]
     except UsageError:
         return float("inf")
-    count = sum(p.numel() for delta in deltas.values() for p in delta.parameters() if p.requires_grad)
+    own = {id(p): p.numel() for delta in deltas.values() for p in delta.parameters() if p.requires_grad}  # some are of several
     adapting.detach(anatomy.model)
-    return count
+    return sum(own.values())
 
 
 def weighing() -> Any:

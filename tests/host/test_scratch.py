@@ -25,6 +25,7 @@ from trimtab.host.scratch import as_scratch, changed, grow_with, teach, text_row
 from trimtab.host.source import history, record, recorded
 from trimtab.host.trainer import validation_loss
 from trimtab.measure import scratch_sides
+from trimtab.measure.rates import Trial
 from trimtab.measure.scratch_sides import as_described, is_from_scratch
 from trimtab.measure.side_store import SideStore, modules_of
 from trimtab.measure.sides import Setting
@@ -160,7 +161,8 @@ def test_a_side_of_a_claim_is_trained_from_scratch(tmp_path, monkeypatch):
 
 
 def test_the_rate_is_chosen_on_what_was_held_out(tmp_path, monkeypatch):
-    found = {2e-3: (3.0, torch.ones(1), 8.0), 4e-3: (2.0, torch.zeros(1), 8.0), 8e-3: (2.5, torch.ones(1), 8.0)}
+    tried = {2e-3: (3.0, torch.ones(1)), 4e-3: (2.0, torch.zeros(1)), 8e-3: (2.5, torch.ones(1))}
+    found = {rate: Trial(*said, 8.0) for rate, said in tried.items()}
     monkeypatch.setattr(scratch_sides, "_trained", lambda grown, recipe, rate, *others: found[rate])
     record(tmp_path, {"description": asdict(TINY)})
     side = scratch_sides.measure_scratch_side(str(tmp_path), Recipe.of("sst"), Setting())

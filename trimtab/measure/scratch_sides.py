@@ -1,18 +1,15 @@
 """The side of a claim that is trained from random weights: the shape and the text of a model of ours, the method's structures.
 
-Every method gets the same tokens, and its own learning rate: the one of three with the best loss on rows that it does not train
-on. Seeds are of everything random: weights, order of the rows, the method's own draws.
+Every method gets the same tokens, and its own learning rate: that with the best loss on rows that it does not train on. Seeds are
+of everything random: weights, order of the rows, the method's own draws.
 """
 
-import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
-
-from torch import Tensor
 
 from trimtab.core.errors import UsageError
 from trimtab.core.progress import Watcher, unwatched
@@ -26,6 +23,7 @@ from trimtab.host.scratch import changed, teach, text_rows
 from trimtab.host.source import recorded
 from trimtab.host.trainer import validation_loss
 from trimtab.measure.perplexity import token_losses
+from trimtab.measure.rates import Trial, best_trial
 from trimtab.measure.sides import Setting, Side
 from trimtab.measure.size import bits_per_weight
 from trimtab.tensors.products import fast_products
@@ -48,15 +46,12 @@ def measure_scratch_side(folder: str, recipe: Recipe, setting: Setting, watch: W
 
     Raises `UsageError` for a folder that holds none.
     """
-    begun, results = perf_counter(), list[tuple[float, Tensor, float]]()
+    begun = perf_counter()
     described = recorded(Path(folder)).get("description")
     if described is None:
         raise UsageError(f"{folder} was not grown here, so nobody knows what it was trained on; use e.g. asset:own-2m")
-    for rate in RATES:
-        results.append(_trained(as_described(described), recipe, rate, setting, watch))
-        gc.collect()  # modules refer to each other in circles
-    _, losses, bits = min(results, key=lambda result: result[0])
-    return Side(losses, bits, True, perf_counter() - begun)
+    best = best_trial(RATES, lambda rate: _trained(as_described(described), recipe, rate, setting, watch))
+    return Side(best.losses, best.bits, True, perf_counter() - begun)
 
 
 def as_described(described: Mapping[str, Any]) -> Homegrown:
@@ -64,8 +59,7 @@ def as_described(described: Mapping[str, Any]) -> Homegrown:
     return Homegrown(**{**described, "course": Course(**described["course"]), "texts": tuple(described["texts"])})
 
 
-def _trained(grown: Homegrown, recipe: Recipe, rate: float, setting: Setting, watch: Watcher) -> tuple[float, Tensor, float]:
-    """(loss on the rows held out, losses of the windows, bits per weight)"""
+def _trained(grown: Homegrown, recipe: Recipe, rate: float, setting: Setting, watch: Watcher) -> Trial:
     method = recipe.steps[0].method
     assert isinstance(method, ScratchMethod)
     course = changed(grown.course, None, rate, recipe.seed)
@@ -78,4 +72,4 @@ def _trained(grown: Homegrown, recipe: Recipe, rate: float, setting: Setting, wa
     with fast_products():
         losses = token_losses(model, windows).mean(1)
         found = validation_loss(model, apart.rows, at_once=4)
-    return found, losses, bits_per_weight(model)[0].value
+    return Trial(found, losses, bits_per_weight(model)[0].value)

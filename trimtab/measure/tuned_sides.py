@@ -1,10 +1,9 @@
 """The side of a claim whose last step is trained: compressed first if there are steps before it, then adapted, then measured.
 
-Every method gets the same rows, steps and tokens, and its own learning rate: the one of three with the best loss on rows that
-it does not train on. So a claim compares methods and not somebody's choice of a rate.
+Every method gets the same rows, steps and tokens, and its own learning rate: that with the best loss on rows that it does not
+train on. So a claim compares methods and not somebody's choice of a rate.
 """
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from trimtab.host.pretrain import Course
 from trimtab.host.trainer import Pace, tune
 from trimtab.host.tuned import Tuned
 from trimtab.measure.perplexity import token_losses
+from trimtab.measure.rates import Trial, best_trial
 from trimtab.measure.sides import Setting, Side
 from trimtab.measure.size import bits_per_weight
 from trimtab.tensors.products import fast_products
@@ -53,12 +53,13 @@ def is_tuned(recipe: Recipe | None) -> bool:
 
 def measure_tuned_side(folder: str, recipe: Recipe, setting: Setting, watch: Watcher = unwatched) -> Side:
     """As `measure_side`: the losses of the setting's windows after the training with the best rate."""
-    begun, results = perf_counter(), list[tuple[float, Tensor, float]]()
-    for rate in RATES:
-        results.append(_tuned(folder, recipe, setting, replace(COURSE, learning_rate=rate, seed=recipe.seed), watch))
-        gc.collect()  # modules refer to each other in circles
-    _, losses, bits = min(results, key=lambda result: result[0])
-    return Side(losses, bits, True, perf_counter() - begun)
+    begun = perf_counter()
+
+    def run(rate: float) -> Trial:
+        return _tuned(folder, recipe, setting, replace(COURSE, learning_rate=rate, seed=recipe.seed), watch)
+
+    best = best_trial(RATES, run)
+    return Side(best.losses, best.bits, True, perf_counter() - begun)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +114,10 @@ def taught(
     return Taught(model, tokenizer, bits, still_there(model, trained), done)
 
 
-def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch: Watcher) -> tuple[float, Tensor, float]:
-    """(loss on the rows held out, losses of the windows, bits per weight of what stands beside the adapter)"""
+def _tuned(folder: str, recipe: Recipe, setting: Setting, course: Course, watch: Watcher) -> Trial:
+    """bits: per weight of what stands beside the adapter."""
     found = taught(folder, recipe, course, TEXT, watch)
     windows = evaluation_windows(setting.text, found.tokenizer, setting.windows, setting.length, 0)
     with fast_products():
         losses = token_losses(found.model, windows).mean(1)
-    return found.apart, losses, found.bits
+    return Trial(found.apart, losses, found.bits)
