@@ -43,7 +43,7 @@ def measured(given: argparse.Namespace) -> Line:
     from trimtab.host.checkpoint import load
     from trimtab.host.model_assets import resolve_model
     from trimtab.host.pretrain import Course
-    from trimtab.host.private import tune_privately
+    from trimtab.host.private import of_blocks, tune_privately
     from trimtab.host.provenance import provenance
     from trimtab.measure.exposure import canaries, exposures
 
@@ -53,14 +53,16 @@ def measured(given: argparse.Namespace) -> Line:
     stories = examples("asset:coqa", tokenizer, given.length).rows
     rows, public, judge = (stories[part * given.rows :][: given.rows // (4 if part else 1)] for part in range(3))
     planted = canaries(given.canaries, tokenizer, Seeds(given.seed))
-    deltas: list[Any] = [*adapting.attach(Anatomy.of(model), as_trained(METHOD), Where(), Seeds(given.seed)).values()]  # type: ignore[arg-type]
+    attached = adapting.attach(Anatomy.of(model), as_trained(METHOD), Where(), Seeds(given.seed))  # type: ignore[arg-type]
+    deltas: list[Any] = [*attached.values()]
+    groups = of_blocks(Anatomy.of(model), list(attached))
     before = judged(model, judge, planted)
     course = Course(given.steps, given.batch, given.length, given.rate, 0.0, given.seed)
     learned = [*rows, *(canary.row for canary in planted)]
     privacy = asked(given.one, given.interval)
     draw = Seeds(given.seed).at("noise")  # known, so that a line can be made again; a promise needs one that nobody knows
     stamp = provenance()
-    spent = tune_privately(model, deltas, learned, course, privacy, draw, public=public)
+    spent = tune_privately(model, deltas, learned, course, privacy, draw, public=public, groups=groups)
     return {
         "steps_taken": spent.steps,
         "epsilon": spent.epsilon,

@@ -33,7 +33,7 @@ from trimtab.host.model_assets import resolve_model
 from trimtab.host.objectives import check_compute
 from trimtab.host.peak import peak_memory
 from trimtab.host.pretrain import Course
-from trimtab.host.private import Privacy, Spent, tune_privately
+from trimtab.host.private import Privacy, Spent, of_blocks, tune_privately
 from trimtab.host.publish import check_apart, check_target
 from trimtab.host.trainer import Pace, digest_of, is_first, tune, validation_loss
 from trimtab.host.tuned import Tuned
@@ -250,9 +250,7 @@ def _privately(job: _Job, privacy: Privacy, course: Course, deltas: Mapping[str,
         raise UsageError(f"{job.method.card.id} cannot be trained privately; use {' or '.join(PRIVATE)}")
     pairs = [delta for delta in deltas.values() if isinstance(delta, LowRankDelta)]
     public, begun = job.validation.rows, perf_counter()
-    of_path = {site.path: site.block for site in Anatomy.of(job.model).sites}
-    blocks = list(dict.fromkeys(of_path[path] for path in deltas))
-    groups = [blocks.index(of_path[path]) for path in deltas]
+    groups = of_blocks(Anatomy.of(job.model), list(deltas))
 
     def losses() -> list[float]:
         return [validation_loss(job.model, public, course.batch)] if public else []

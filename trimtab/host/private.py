@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from trimtab.anatomy import Anatomy
 from trimtab.core.errors import DataError, UsageError
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.data.examples import IGNORED, Row, batch
@@ -122,6 +123,13 @@ def tune_privately(
         settings.after(Told(step, sums, votes, course.batch, epsilon))
     optimizer.zero_grad()
     return Spent(sum(account.taken.values()), account.epsilon(), privacy.delta, noise, tuple(settings.moves))
+
+
+def of_blocks(anatomy: Anatomy, paths: Sequence[str]) -> list[int]:
+    """The group of every delta, by the path of its layer: those of a block make one."""
+    of_path = {site.path: site.block for site in anatomy.sites}
+    blocks = list(dict.fromkeys(of_path[path] for path in paths))
+    return [blocks.index(of_path[path]) for path in paths]
 
 
 def _check(deltas: Sequence[LowRankDelta], rows: Sequence[Row], course: Course, privacy: Privacy, public: Sequence[Row]) -> None:
