@@ -43,6 +43,15 @@ class Corda(RankedMethod):
                 text="asset:gsm8k-rest",
                 note="adapted to asset:gsm8k, of which rows are shown before; equal trained parameters",
             ),
+            Claim(
+                "keeps-more-than-lora",
+                "corda(rank=8, mode='kpm')",
+                "<",
+                "lora(rank=8, alpha=8.0)",
+                model="asset:own-5m",
+                text="asset:boolq",
+                note="adapted to asset:gsm8k, measured on general text: what is forgotten, not what is learned",
+            ),
         ),
     )
     needs: ClassVar = (Gram,)

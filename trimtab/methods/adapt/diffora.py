@@ -45,6 +45,15 @@ class Diffora(RankedMethod):
                 text="asset:gsm8k-rest",
                 note="adapted to asset:gsm8k, equal trained parameters",
             ),
+            Claim(
+                "beats-chance",
+                "diffora(rank=8)",
+                "<",
+                "diffora(rank=8, choose='any')",
+                model="asset:own-5m",
+                text="asset:gsm8k-rest",
+                note="adapted to asset:gsm8k, equal trained parameters",
+            ),
         ),
     )
 

@@ -43,6 +43,15 @@ class Randlora(AdapterMethod):
                 text="asset:gsm8k-rest",
                 note="adapted to asset:gsm8k; many more parameters on the left: the claim is that nola's few are too few",
             ),
+            Claim(
+                "beats-lora",
+                "randlora(rank=10, alpha=200.0)",
+                "<",
+                "lora(rank=8, alpha=8.0)",
+                model="asset:own-5m",
+                text="asset:gsm8k-rest",
+                note="adapted to asset:gsm8k, about the same number of trained parameters",
+            ),
         ),
     )
     needs: ClassVar = (Chosen,)

@@ -50,6 +50,15 @@ class Spiel(AdapterMethod):
                 text="asset:gsm8k-rest",
                 note="adapted to asset:gsm8k, equal trained parameters",
             ),
+            Claim(
+                "beats-lora",
+                "spiel(density=0.052)",
+                "<",
+                "lora(rank=8, alpha=8.0)",
+                model="asset:own-5m",
+                text="asset:gsm8k-rest",
+                note="adapted to asset:gsm8k, equal trained parameters",
+            ),
         ),
     )
 

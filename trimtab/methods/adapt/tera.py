@@ -45,6 +45,15 @@ class Tera(AdapterMethod):
                 text="asset:gsm8k-rest",
                 note="adapted to asset:gsm8k; about 64 trained parameters a matrix on either side",
             ),
+            Claim(
+                "beats-lora-at-rank-1",
+                "tera(rank=64)",
+                "<",
+                "lora(rank=1, alpha=1.0)",
+                model="asset:own-5m",
+                text="asset:gsm8k-rest",
+                note="adapted to asset:gsm8k; a ninth of the trained parameters on the left",
+            ),
         ),
     )
 

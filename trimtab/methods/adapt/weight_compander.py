@@ -36,13 +36,13 @@ class WeightCompander(AdapterMethod):
         beside=("lora", "bone"),
         claims=(
             Claim(
-                "beats-lora",
+                "beats-the-same-training-without-a-curve",
                 "weight_compander()",
                 "<",
-                "lora(rank=8, alpha=8.0)",
+                "lisa(active=1000, outer=False)",
                 model="asset:own-5m",
                 text="asset:gsm8k-rest",
-                note="adapted to asset:gsm8k; every weight is trained on the left, which the curve is to keep in check",
+                note="adapted to asset:gsm8k; every weight is trained on either side",
             ),
         ),
     )

@@ -46,18 +46,18 @@ class Ast(TaughtMethod):
         claims=(
             Claim(
                 "a-mask-that-moves-beats-one-that-stays",
-                "ast",
+                "ast(steps=300)",
                 "<",
-                "magnitude(pattern='2:4') -> distill(weight=0.67, temperature=2.0, learning_rate=2e-4)",
+                "magnitude(pattern='2:4') -> distill(weight=0.67, temperature=2.0, steps=300, learning_rate=2e-4)",
                 published="32.2 < 40.1 (iterative magnitude), GPT-2 124M, WikiText2",
                 note="both 2:4, equal steps and tokens",
                 model="asset:own-5m",
             ),
             Claim(
                 "summed-inputs-help",
-                "ast(block=16)",
+                "ast(block=16, steps=300)",
                 "<",
-                "ast",
+                "ast(steps=300)",
                 note="an eighth more numbers, where matrices are square",
                 model="asset:own-5m",
             ),
