@@ -19,6 +19,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -67,6 +68,7 @@ METHODS: dict[str, tuple[tuple[float, ...], float]] = {
     "lisa(active=2)": ((), 1.0),
     "lisa(active=1000)": ((), 1.0),
 }
+FEW_FIT = ("bone(rank={})",)  # sizes that divide all matrices
 BASES = ("gptq(bits=3, clip=True)", "wanda(pattern='2:4') -> lqer(rank=16)", "flap(sparsity=0.2)")
 KINDS = ("learned", "general")  # losses, after the training and before it
 NUMBERS = ("rows", "steps", "batch", "windows", "rates")
@@ -138,6 +140,7 @@ def measured(given: argparse.Namespace) -> Line:
     from trimtab.host.pretrain import Course
     from trimtab.host.provenance import provenance
     from trimtab.host.source import history
+    from trimtab.host.tuned import DivergedError
     from trimtab.measure.rates import next_rate
     from trimtab.measure.tuned_sides import taught
 
@@ -151,7 +154,11 @@ def measured(given: argparse.Namespace) -> Line:
     while (rate := next_rate(losses, [given.rate] if given.rate else RATES[: given.rates])) is not None:
         course = Course(given.steps, given.batch, LENGTH, rate, 0.0, given.seed)
         weighed = weighing()
-        one = taught(folder, recipe, course, str(learn), beside=[weighed])
+        try:
+            one = taught(folder, recipe, course, str(learn), beside=[weighed])
+        except DivergedError:
+            losses[rate] = inf
+            continue
         judged = judgements(one.model, one.tokenizer, judge, given.windows)
         losses[rate] = one.apart
         if one.apart == min(losses.values()):
@@ -182,6 +189,8 @@ def sized(expression: str, folder: Any) -> str:
 
     anatomy = Anatomy.of(load(folder)[0])
     budget = trained(anatomy, BUDGET) / share
+    if expression in FEW_FIT:
+        sizes = tuple(size for size in sizes if isfinite(trained(anatomy, expression.format(size))))
     at = bisect_left(sizes, budget, key=lambda size: trained(anatomy, expression.format(size)))
     near = sizes[max(0, at - 1) : at + 1]
     best = min(near, key=lambda size: abs(trained(anatomy, expression.format(size)) - budget))

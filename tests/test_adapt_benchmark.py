@@ -25,7 +25,11 @@ def test_every_recipe_ends_in_a_training(recipe: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["s2ft(share={})", "dora(rank={})", "diffora(rank={})", "corda(rank={})", "randlora(rank={})"]
+    "expression",
+    [
+        *("s2ft(share={})", "dora(rank={})", "diffora(rank={})", "corda(rank={})", "randlora(rank={})", "bone(rank={})"),
+        "queryable_lora(rank={})",
+    ],
 )
 def test_sizes_train_about_as_much_as_the_measure_of_all(expression: str, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "tiny", num_hidden_layers=1)

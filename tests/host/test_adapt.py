@@ -1,6 +1,7 @@
 """From a model and data to an adapter and back: peft opens it, kills do not matter, damage and mismatches are named."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -265,11 +266,26 @@ def test_patience_ends_it_and_the_best_is_kept(base: Path, data: Path, tmp_path:
     assert dict(done.tuned.validations)[done.tuned.best] == min(loss for _, loss in done.tuned.validations)
 
 
-def test_a_loss_that_is_not_finite_stops_it(base: Path, data: Path, tmp_path: Path) -> None:
-    how = {"steps": 40, "learning_rate": 1e30, "pace": Pace(4, 1), "validation": 0.0}
-    with pytest.raises(TrimtabError, match=r"loss of step \d+ is not finite; .*out\.training keeps the state after step \d+"):
-        learn(base, data, "lora(rank=4)", tmp_path / "out", **how)
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_loss_that_is_not_finite_stops_it_and_the_last_good_state_is_kept(
+    share: float, base: Path, data: Path, tmp_path: Path
+) -> None:
+    how = {"pace": Pace(4, 1), "validation": share}
+    with pytest.raises(TrimtabError, match=r"loss after step 1 is not finite; begin again with a lower learning rate"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out", **how, learning_rate=1e30)
     assert not (tmp_path / "out").exists()
+
+    def until_three(now: Progress) -> None:
+        if now.phase == "train" and now.done == 3 and now.detail != "validation":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(base, data, "lora(rank=4)", tmp_path / "out", watch=until_three, **{**HOW, **how})
+    with pytest.raises(TrimtabError, match=r"after step 4 is not finite; .*out\.training keeps the state after step 3, go on"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out", **how, learning_rate=1e30)
+    done = learn(base, data, "lora(rank=4)", tmp_path / "out", **how)
+    assert len(done.tuned.losses) == HOW["steps"]
+    assert all(map(math.isfinite, done.tuned.losses))
 
 
 def test_lisa_writes_a_model_and_refuses_a_packed_one(base: Path, packed: Path, data: Path, tmp_path: Path) -> None:
@@ -300,6 +316,8 @@ def test_bad_requests_say_what_and_where(base: Path, data: Path, tmp_path: Path)
         learn(base, data, "lora(rank=4)", tmp_path / "out", compute="float8")
     with pytest.raises(UsageError, match="private training computes in float32, not in bfloat16"):
         learn(base, data, "lora(rank=4)", tmp_path / "out", compute="bfloat16", validation=0.0, privacy=Privacy(epsilon=8.0))
+    with pytest.raises(UsageError, match=r"keeps no checkpoints, stops at its epsilon .*; leave --every, --patience and"):
+        learn(base, data, "lora(rank=4)", tmp_path / "out", validation=0.0, privacy=Privacy(epsilon=8.0))
 
 
 def test_an_adapter_of_another_model_is_refused(base: Path, data: Path, tmp_path: Path) -> None:

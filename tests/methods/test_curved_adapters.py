@@ -12,9 +12,10 @@ from trimtab.core.seeds import Seeds
 from trimtab.engine import adapting
 from trimtab.formats import Dense
 from trimtab.host import adapters
-from trimtab.methods.adapt.sketchtune import Sketchtune, needed
+from trimtab.methods.adapt.sketchtune import Moved, Sketchtune, needed, value_ranks
 from trimtab.methods.adapt.weight_compander import WeightCompander
 from trimtab.stats import Gram
+from trimtab.tensors.packing import pack
 from trimtab.tensors.row_levels import row_levels
 from trimtab.testing.problems import layer
 from trimtab.testing.tiny import tiny, tokens
@@ -63,6 +64,31 @@ def test_a_class_moves_all_its_weights_of_a_part_of_a_row_and_no_other() -> None
     values, others = problem.weight[change != 0], problem.weight[1, 32:][change[1, 32:] == 0]
     assert not ((others > values.min()) & (others < values.max())).any(), "a class is an interval"
     assert set(change[change != 0].tolist()) == {0.25}
+
+
+def test_rows_rounded_to_as_many_bits_have_each_value_for_a_class() -> None:
+    """What the gradient does to a class is then what it would do to an entry of the row's own table."""
+    problem = layer(6, 256)
+    step = problem.weight.abs().amax(1, keepdim=True) / 7.5
+    rounded = (problem.weight / step).round().clamp(-8, 7) * step
+    assert int((value_ranks(rounded).amax(1) + 1).max()) <= 16
+    seen = Seen({Gram: torch.eye(256)}, Seeds(0).at("x"))
+    delta = Sketchtune(bits=4).attach(Dense(rounded), seen, problem.site)
+    pull = torch.randn(6, 256, generator=Seeds(0).at("pull"))
+    (delta.change() * pull).sum().backward()
+    assert delta.moves.grad is not None
+    for row in range(6):
+        values = rounded[row].unique()
+        of_table = torch.stack([pull[row][rounded[row] == value].sum() for value in values])
+        torch.testing.assert_close(delta.moves.grad[row, : len(values)], of_table)
+        assert not delta.moves.grad[row, len(values) :].any()
+
+
+def test_moves_have_the_gradient_of_a_gather() -> None:
+    codes = torch.randint(8, (5, 24), generator=Seeds(0).at("codes"))
+    moves = torch.randn(5, 8, dtype=torch.float64, generator=Seeds(0).at("moves"), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m: Moved.apply(m, pack(codes.to(torch.uint8), 3), 3, 24), moves)
+    assert torch.equal(Moved.apply(moves, pack(codes.to(torch.uint8), 3), 3, 24), moves.gather(1, codes))
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ def adapt(
     method = as_trained(method)
     asked = Lesson(str(data), **lesson)
     check_compute(asked.compute)
-    _check_private(privacy, asked)
+    _check_private(privacy, asked, pace)
     check_apart(model, out)
     with finishing(out) if is_first() else nullcontext() as end:
         if end is None or not end.is_in_place:
@@ -234,14 +234,20 @@ def _carried_out(job: _Job, end: Finishing | None, overwrite: bool, watch: Watch
     return done
 
 
-def _check_private(privacy: Privacy | None, asked: Lesson) -> None:
-    """Raises `UsageError` where private rows would be told of in another way, or bounds be met by rounded gradients only."""
+def _check_private(privacy: Privacy | None, asked: Lesson, pace: Pace) -> None:
+    """Raises `UsageError` where private rows would be told of in another way, or bounds be met by rounded gradients only, or for
+    what a private training does not do."""
     if privacy is None:
         return
     if not isinstance(asked.validation, str) and asked.validation > 0:
         raise UsageError("a loss on a share of private rows would tell of them; validate on other, public data, or on 0 of them")
     if asked.compute != "float32":
         raise UsageError(f"private training computes in float32, not in {asked.compute}: its bounds hold for exact gradients")
+    if (pace.every, pace.patience, pace.recompute) != (None, 0, False):
+        raise UsageError(
+            "private training keeps no checkpoints, stops at its epsilon and stores activations; "
+            "leave --every, --patience and --recompute out"
+        )
 
 
 def _privately(job: _Job, privacy: Privacy, course: Course, deltas: Mapping[str, Delta], watch: Watcher) -> tuple[Tuned, Spent]:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from trimtab.core.errors import DataError, TrimtabError, UsageError
+from trimtab.core.errors import DataError, UsageError
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.seeds import Seeds
 from trimtab.core.trained import Hook
@@ -36,7 +36,7 @@ from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.host.objectives import Objective, answers, computed_in
 from trimtab.host.pretrain import CLIP, RECENT, Course
 from trimtab.host.traceless import lent, own_randomness
-from trimtab.host.tuned import Keeper, Tuned
+from trimtab.host.tuned import DivergedError, Keeper, Tuned
 
 CHECKPOINTS = 10  # in a whole training
 Windows = Callable[[int], Tensor]
@@ -85,10 +85,10 @@ def tune(
     taken in, float32 or bfloat16. rates: the highest learning rate of parameters, by name, where it is not the course's. general:
     makes [n, length] tokens of other text, for hooks that ask. identity: what else the result depends on; a checkpoint with
     another one is refused. Raises `DataError` for too few rows, `UsageError` for somebody else's checkpoint, `ModelError` for a
-    damaged one and `TrimtabError` where the loss is not finite.
+    damaged one and `DivergedError` where the loss is not finite.
     """
     _check(rows, course, pace)
-    objective = computed_in(compute, objective)
+    answering, objective = objective is answers, computed_in(compute, objective)
     others = rates or {}
     by_rate = [(others.get(name, course.learning_rate), value) for name, value in trained.items()]
     groups = [{"params": [v for r, v in by_rate if r == rate], "lr": rate} for rate in dict.fromkeys(r for r, _ in by_rate)]
@@ -106,7 +106,7 @@ def tune(
     kept = {f"{number}.{name}": value for number, hook in enumerate(hooks) for name, value in hook.tensors().items()}
     keeper = Keeper(place, trained, optimizer, whose, kept)
     so_far = keeper.resumed()
-    walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, general, keeper, so_far, watch)
+    walk = _Walk(model, optimizer, rows, validation, course, pace, hooks, objective, general, keeper, so_far, watch, answering)
     _begun(walk)
     if not walk.is_over:
         _walked(walk)
@@ -179,6 +179,7 @@ class _Walk:
     keeper: "Keeper"
     so_far: Tuned
     watch: Watcher
+    answering: bool  # whether the objective is that of the model alone, so that it can be asked in between
     begin: int = 0
     loss: float = 0.0  # of the step under way
 
@@ -226,28 +227,35 @@ class _Walk:
         return self.so_far.stopped or len(self.so_far.losses) >= self.course.steps
 
     def add(self, loss: Tensor, penalty: Tensor | float) -> None:
-        """A part of the step's loss. Raises `TrimtabError` before anything is learned from one that is not finite."""
+        """A part of the step's loss. Raises `DivergedError` before anything is learned from one that is not finite."""
         value = float(loss.detach())
-        if not math.isfinite(value + float(torch.as_tensor(penalty).detach())):
+        self._check(value + float(torch.as_tensor(penalty).detach()), f"of step {len(self.so_far.losses) + 1}")
+        self.loss += value
+
+    def _check(self, loss: float, which: str) -> None:
+        if not math.isfinite(loss):
             kept = self.keeper.steps
-            raise TrimtabError(
-                f"the loss of step {len(self.so_far.losses) + 1} is not finite; "
+            raise DivergedError(
+                f"the loss {which} is not finite; "
                 + (f"{self.keeper.place} keeps the state after step {kept}, go on from it" if kept else "begin again")
                 + " with a lower learning rate"
             )
-        self.loss += value
 
     def taken(self) -> None:
-        """A step was taken: its loss counts, and where a checkpoint is due, the model is validated and kept."""
+        """A step was taken: its loss counts, and where a checkpoint is due, the model is validated and kept. What is kept has a
+        finite loss, on some of the rows that are learned where none are held out."""
         so_far = self.so_far
         so_far.losses.append(self.loss)
         self.loss = 0.0
         steps = len(so_far.losses)
         if steps % self.every and steps < self.course.steps:
             return
-        if self.validation:
+        looked_at = self.validation or (self.rows[: self.pace.at_once] if self.answering else ())
+        if looked_at:
             self.watch(Progress("train", steps, self.course.steps, "validation"))
-            found = validation_loss(self.model, self.validation, self.pace.at_once, self.objective, self.padding)
+            found = validation_loss(self.model, looked_at, self.pace.at_once, self.objective, self.padding)
+            self._check(found, f"after step {steps}")
+        if self.validation:
             if not so_far.best or found < min(loss for _, loss in so_far.validations):
                 so_far.best = steps
             so_far.validations.append((steps, found))

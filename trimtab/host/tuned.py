@@ -18,12 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trimtab.core.errors import ModelError, UsageError
+from trimtab.core.errors import ModelError, TrimtabError, UsageError
 from trimtab.host import manifest
 from trimtab.host.publish import publish, recover
 
 STATE, BEST, ABOUT = "state.safetensors", "best.safetensors", "about.json"
 WEIGHT, KEPT = "weight", "kept"
+
+
+class DivergedError(TrimtabError):
+    """A training whose loss is not finite any more."""
 
 
 @dataclass

@@ -3,8 +3,11 @@
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from torch import Tensor
+
+from trimtab.host.tuned import DivergedError
 
 MORE = 2  # rates at most, beyond those to begin with
 
@@ -19,11 +22,21 @@ class Trial:
 
 
 def best_trial(begun: Sequence[float], run: Callable[[float], Trial]) -> Trial:
-    """That of the rate with the least loss on rows held out. begun: rates, as `next_rate` has them."""
+    """That of the rate with the least loss on rows held out. begun: rates, as `next_rate` has them.
+
+    A rate at which the training diverges is no candidate. Raises `DivergedError` where none is left.
+    """
+    tried: dict[float, float] = {}
     found: dict[float, Trial] = {}
-    while (rate := next_rate({rate: trial.apart for rate, trial in found.items()}, begun)) is not None:
-        found[rate] = run(rate)
+    while (rate := next_rate(tried, begun)) is not None:
+        try:
+            found[rate] = run(rate)
+            tried[rate] = found[rate].apart
+        except DivergedError:
+            tried[rate] = inf
         gc.collect()  # modules refer to each other in circles
+    if not found:
+        raise DivergedError(f"the training diverges at every rate of {', '.join(f'{rate:g}' for rate in sorted(tried))}")
     return min(found.values(), key=lambda trial: trial.apart)
 
 
@@ -37,7 +50,7 @@ def next_rate(tried: Mapping[float, float], begun: Sequence[float]) -> float | N
         return left[0]
     if len(begun) == 1 or len(tried) == len(begun) + MORE:
         return None
-    rates, best = sorted(tried), min(tried, key=lambda rate: tried[rate])
+    rates, best = sorted(tried), min(tried, key=lambda rate: (tried[rate], rate))
     if best == rates[0]:
         return float(f"{best * rates[0] / rates[1]:.2g}")
     if best == rates[-1]:

@@ -1,10 +1,10 @@
 """NOLA: both factors of a low-rank change are mixtures of random matrices; only what they are mixed by is trained.
 
 W + (alpha / r) B A, A = A_0 + sum_i a_i A_i, B = sum_j b_j B_j, all A_i [r, in] and B_j [out, r] uniform within 1 /
-sqrt(bases) of zero, drawn from `key` and never trained. a and b are zero at first, so nothing is added. 2 * bases numbers are
-trained for a matrix, whatever its size or rank. Koohpayegani et al., ICLR 2024, with the start of the authors' text code.
-Different: matrices of the same size share the random ones, which therefore stay in memory instead of being drawn again at
-every step.
+sqrt(bases) of zero and A_0 as LoRA's, drawn from `key` and never trained. a and b are zero at first, so nothing is added. 2 *
+bases numbers are trained for a matrix, whatever its size or rank. Koohpayegani et al., ICLR 2024, with the start of the authors'
+text code. Different: matrices of the same size share the random ones, which therefore stay in memory instead of being drawn
+again at every step.
 """
 
 from dataclasses import dataclass
@@ -55,9 +55,11 @@ class Nola(RankedMethod):
         return MixtureDelta(lefts, rights, self.alpha / self.rank)
 
     def _drawn(self, side: str, how_many: int, size: int) -> Tensor:
-        """[how_many, rank, size]"""
+        """[how_many, rank, size]; the first of the right ones is A_0."""
         generator = Seeds(self.key).at("nola", side, size, self.rank, self.bases)
         found: Tensor = (2 * torch.rand(how_many, self.rank, size, generator=generator) - 1) * self.bases**-0.5
+        if side == "right":
+            found[0] *= (self.bases / size) ** 0.5
         return found
 
 

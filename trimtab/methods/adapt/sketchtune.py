@@ -4,15 +4,16 @@ The weights of a row, or of each of its `groups` parts, are sorted into 2^bits c
 how much the others need it: diag(H^-1)^-power, H the gram matrix of what was shown with 1 % of its mean diagonal added. W +
 D[row, group, class of the weight], D zero at first, 2^bits * groups numbers a row; the classes never change. Zhang et al.
 2024. Different: there the base is replaced by its sketch, the class means, and these are trained. Here the base stays what it
-is, plain or rounded by any method before, and only the moves of the classes are trained: beside a base whose rows have no
-more values than classes that is the same. Classes are nearest means, without the error feedback from column to column of the
-paper's sketching.
+is, plain or rounded by any method before, and only the moves of the classes are trained. A row that has no more values than
+classes has each value for a class, so that beside a base rounded row by row to as many bits that is the same; such a base may be
+made with error feedback from column to column, as the paper's sketch is. Other classes are nearest means without it.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.core.card import Card, Claim
@@ -51,12 +52,12 @@ class Sketchtune(AdapterMethod):
             ),
             Claim(
                 "beats-lora-beside-4-bits",
-                "sketchtune(bits=4)",
+                "gptq(bits=4, group_size=0) -> sketchtune(bits=4)",
                 "<",
-                "gptq(bits=4, group_size=64) -> lora(rank=8, alpha=8.0)",
+                "gptq(bits=4, group_size=0) -> lora(rank=8, alpha=8.0)",
                 model="asset:own-5m",
                 text="asset:gsm8k-rest",
-                note="adapted to asset:gsm8k; 4-bit bases and about the same number of trained parameters on either side",
+                note="adapted to asset:gsm8k; the same base, and about the same number of trained parameters",
             ),
         ),
     )
@@ -79,7 +80,9 @@ class Sketchtune(AdapterMethod):
         parts = dense.reshape(len(dense) * self.groups, -1)
         counts = needed(seen[Gram], self.power).view(self.groups, -1).repeat(len(dense), 1)
         _, codes = row_levels(parts, counts, 2**self.bits)
-        return ClassesDelta(pack(codes, self.bits), self.bits, site.shape)
+        ranks = value_ranks(parts)
+        few = ranks.amax(1, keepdim=True) < 2**self.bits
+        return ClassesDelta(pack(torch.where(few, ranks, codes).to(torch.uint8), self.bits), self.bits, site.shape)
 
     def blank(self, weight: LinearWeight, seen: Seen, site: Site) -> "ClassesDelta":
         out, inputs = site.shape
@@ -99,8 +102,31 @@ class ClassesDelta(MatrixDelta):
 
     def change(self) -> Tensor:
         out, inputs = self.shape
-        codes = unpack(self.codes, self.bits, out * inputs // len(self.codes))
-        return self.moves.gather(1, codes.long()).view(self.shape)
+        found: Tensor = Moved.apply(self.moves, self.codes, self.bits, out * inputs // len(self.codes))  # type: ignore[no-untyped-call]
+        return found.view(self.shape)
+
+
+class Moved(torch.autograd.Function):
+    """[parts, n]: of every weight the move of its class. Unpacks the codes again for the gradient: eight bytes a weight else."""
+
+    @staticmethod
+    def forward(ctx: Any, moves: Tensor, codes: Tensor, bits: int, count: int) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.bits, ctx.classes = bits, moves.shape
+        return moves.gather(1, unpack(codes, bits, count).long())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        (codes,) = ctx.saved_tensors
+        places = unpack(codes, ctx.bits, gradient.shape[1]).long()
+        return gradient.new_zeros(ctx.classes).scatter_add_(1, places, gradient), None, None, None
+
+
+def value_ranks(values: Tensor) -> Tensor:
+    """[rows, n] int64: how many different smaller values there are in the row."""
+    ordered, order = values.sort(1)
+    steps = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(1)
+    return torch.empty_like(order).scatter_(1, order, steps)
 
 
 def needed(gram: Tensor, power: float) -> Tensor:
