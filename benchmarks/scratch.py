@@ -4,12 +4,13 @@
     python benchmarks/scratch.py --quick    one rate, one seed, 20 steps, two sides: tries the plumbing, nothing is kept
 
 Every side is the shape of own-2m on its text and tokens. Its learning rate is the one of four with the best loss on rows held
-out of that text, seed 0; the other seeds are run with that one. What is shown is the loss on text of another kind. One process
-for each training; lines are appended to `scratch.jsonl`, a run that was stopped goes on, and `SCRATCH.md` is made from them.
+out of that text, seed 0, or a further one where the best is at an end; the other seeds are run with that one. What is shown is
+the loss on text of another kind. One process for each training; lines are appended to `scratch.jsonl`, a run that was stopped
+goes on, and `SCRATCH.md` is made from them.
 
-Sides of one group hold equally many numbers in the end, up to rounding. Memory of training is counted after every update
-(parameters, buffers, gradients, optimizer; the most there was) and measured (most resident memory during the training, less what
-was resident before it: activations are in that, too).
+Sides of one group hold equally many numbers in the end, up to rounding. Memory of training is counted before and after every
+update (parameters, buffers, gradients, optimizer; the most there was) and measured (most resident memory during the training,
+less what was resident before it: activations are in that, too).
 """
 
 import argparse
@@ -22,6 +23,8 @@ from typing import Any
 
 from gauge import Gauge
 from ledger import Book, Job, Line, apart, numbers, options, row
+
+from trimtab.measure.rates import next_rate
 
 BOOK = Book(__file__, ("side", "rate", "seed"))
 MODEL, JUDGED, HELD_OUT = "own-2m", "asset:boolq", 0.02
@@ -61,6 +64,10 @@ def jobs(given: argparse.Namespace) -> Iterator[Job]:
     for side in sides[:3] if given.quick else sides:
         for rate in RATES[1:2] if given.quick else RATES:
             yield job(given, side, rate, 0)
+        while not given.quick and (further := next_rate(tried(BOOK.lines(), side), RATES)) is not None:
+            yield job(given, side, further, 0)
+            if further not in tried(BOOK.lines(), side):
+                break  # it did not finish
         best = None if given.quick else best_rate(BOOK.lines(), side)
         for seed in range(1, given.seeds) if best is not None else ():
             yield job(given, side, best, seed)
@@ -73,8 +80,13 @@ def job(given: argparse.Namespace, side: str, rate: float, seed: int) -> Job:
 
 def best_rate(found: list[Line], side: str) -> float | None:
     """By the loss on the rows held out, of the first seed; None while a rate is missing."""
-    first = {line["rate"]: line["validation"] for line in found if line["side"] == side and line["seed"] == 0}
-    return min(first, key=lambda rate: first[rate]) if first.keys() >= set(RATES) else None
+    first = tried(found, side)
+    return min(first, key=lambda rate: first[rate]) if next_rate(first, RATES) is None else None
+
+
+def tried(found: list[Line], side: str) -> dict[float, float]:
+    """Rates and losses on the rows held out, of the first seed."""
+    return {line["rate"]: line["validation"] for line in found if line["side"] == side and line["seed"] == 0}
 
 
 def measured(given: argparse.Namespace) -> Line:
@@ -151,6 +163,9 @@ def counting() -> Any:
     class Counting(Hook):
         model: Any = None
         most = 0
+
+        def before_update(self, step: int, optimizer: Any) -> None:
+            self.after_update(step, optimizer)  # there are gradients now that a method may let go before it updates
 
         def after_update(self, step: int, optimizer: Any) -> None:
             held: list[Tensor | None] = [*self.model.parameters(), *self.model.buffers()]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -35,16 +36,35 @@ def side(bench: Any, name: str, best: int, loss: float) -> list[dict[str, Any]]:
 
 def test_every_side_is_shown_at_its_own_rate(bench: Any) -> None:
     first, second = next(iter(bench.GROUPS.values()))[:2]
-    text = bench.page(side(bench, first, 1, 4.0) + side(bench, second, 3, 3.0))
+    text = bench.page(side(bench, first, 1, 4.0) + side(bench, second, 2, 3.0))
     rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
     assert list(rows) == [first, second]
     assert f"| {bench.RATES[1]:g} | 4.2600 | - | 3 x 2 |" in rows[first]
-    assert f"| {bench.RATES[3]:g} | 3.2600 | -1.0000 (-1.0000 to -1.0000) | 3 x 2 |" in rows[second]
+    assert f"| {bench.RATES[2]:g} | 3.2600 | -1.0000 (-1.0000 to -1.0000) | 3 x 2 |" in rows[second]
+
+
+def test_a_best_rate_at_an_end_is_not_the_last_one_to_try(bench: Any) -> None:
+    name = next(iter(bench.GROUPS.values()))[0]
+    sweep = side(bench, name, 3, 4.0)
+    assert bench.best_rate(sweep, name) is None
+    assert bench.best_rate([*sweep, line(name, 2 * bench.RATES[3], 0, 5.0)], name) == bench.RATES[3]
+
+
+def test_what_lets_gradients_go_is_counted_before(bench: Any) -> None:
+    layer = torch.nn.Linear(10, 4, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters())
+    counting = bench.counting()
+    counting.model = layer
+    layer(torch.ones(10)).sum().backward()
+    counting.before_update(0, optimizer)
+    layer.weight.grad = None
+    counting.after_update(0, optimizer)
+    assert counting.most == 2 * 40 * 4
 
 
 def test_a_side_without_all_rates_is_not_shown(bench: Any) -> None:
     first, second = next(iter(bench.GROUPS.values()))[:2]
-    found = side(bench, first, 0, 4.0) + side(bench, second, 0, 3.0)[1:]
+    found = side(bench, first, 1, 4.0) + side(bench, second, 1, 3.0)[1:]
     assert bench.best_rate(found, second) is None
     assert f"`{second}`" not in bench.page(found)
 
