@@ -250,9 +250,10 @@ class _Walk:
         steps = len(so_far.losses)
         if steps % self.every and steps < self.course.steps:
             return
+        if self.validation:
+            self.watch(Progress("train", steps, self.course.steps, "validation"))
         looked_at = self.validation or (self.rows[: self.pace.at_once] if self.answering else ())
         if looked_at:
-            self.watch(Progress("train", steps, self.course.steps, "validation"))
             found = validation_loss(self.model, looked_at, self.pace.at_once, self.objective, self.padding)
             self._check(found, f"after step {steps}")
         if self.validation:
