@@ -136,6 +136,20 @@ def test_the_export_names_its_cost(tmp_path):
     assert {entry.shape for entry in done.entries if entry.name.endswith("down_proj.weight")} == {(64, widest)}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", PADDED)
+def test_the_bytes_of_padding_are_those_by_which_the_model_grows(family, dtype):
+    model = after(family, PADDED[family]).to(dtype)
+    before = stored(model)
+    (note,) = padded.widen(model)
+    assert f" {stored(model) - before} bytes of padding" in note
+    assert stored(model) > before
+
+
+def stored(model: torch.nn.Module) -> int:
+    return sum(p.nbytes for p in model.parameters())
+
+
 def test_sizes_by_layer_need_a_graph_that_reads_them(monkeypatch):
     model = after("qwen2", "llm_pruner(sparsity=0.4, compete='model')")
     with pytest.raises(UsageError, match="only llama and mistral may differ"):

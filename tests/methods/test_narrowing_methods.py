@@ -1,11 +1,13 @@
 """Channels that close while the model learns: what is closed is as good as gone, the budget is met, a kill is no loss."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from pupils import EVERY, METHODS, EfficientLLM, FoldGPTGates, LoRAPrune, Pat, begun
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import CalibrationError, RecipeError, TrimtabError, UsageError
@@ -17,6 +19,7 @@ from trimtab.engine.teaching import learning
 from trimtab.formats.gates import Narrower, alike, scaled
 from trimtab.formats.taught import Updated
 from trimtab.host.compress import compress
+from trimtab.host.export.job import export
 from trimtab.host.school import school
 from trimtab.methods.tune.efficientllm import taken_over
 from trimtab.methods.tune.loraprune import surrogate
@@ -119,6 +122,55 @@ def test_the_last_unit_stays_and_is_named(method):
     notes = bench.receipts[0].notes
     assert notes["last_unit_kept"]
     assert notes["weights_gone"] == notes["weights_asked"]
+
+
+@EVERY
+@pytest.mark.parametrize("uniform", [True, False])
+def test_no_unit_opens_again(method, uniform):
+    deep = {"num_hidden_layers": 10, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    open_everywhere = OPEN_EVERYWHERE.get(method.card.id, {})
+    _, pupil = begun(method(sparsity=0.4, uniform=uniform, **open_everywhere), tiny("llama", **deep))
+    draw, before = torch.Generator().manual_seed(0), [gate.keep.clone() for gate in pupil.gates]
+    for turn in range(1, 21):
+        scores = [torch.rand(gate.coupling.units, generator=draw) for gate in pupil.gates]
+        budget = pupil.budget * turn / 20
+        pupil.close(scores, scaled(alike(pupil.gates), budget), budget)
+        assert not any(bool((gate.keep & ~was).any()) for gate, was in zip(pupil.gates, before, strict=True))
+        before = [gate.keep.clone() for gate in pupil.gates]
+    assert abs(sum(gate.gone for gate in pupil.gates) - pupil.budget) <= 0.005 * pupil.budget
+    widths = {(gate.coupling.unit, int(gate.keep.sum())) for gate in pupil.gates}
+    assert len(widths) == 2 or not uniform
+
+
+OPEN_EVERYWHERE = {"loraprune": {"first": 0.0, "last": 0}}
+
+
+@EVERY
+def test_uniform_widths_are_described_by_the_familys_own_config(method, tmp_path):
+    source, text = tiny_folder(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"paragraph {n} of a text that says very little, again and again" for n in range(60)))
+    made = replace(brief(method(**OPEN_EVERYWHERE.get(method.card.id, {}))), sparsity=0.4, uniform=True)
+    done = compress(source, Recipe((made,), calibration=Calibration(str(text), 256, 32)), tmp_path / "out")
+    shapes = {}
+    for site in Anatomy.of(done.model).sites:
+        shapes.setdefault(site.role, set()).add(site.shape)
+    assert all(len(found) == 1 for found in shapes.values())
+    notes, couplings = done.report.receipts[0].notes, Anatomy.of(done.model).couplings()
+    assert notes["weights_gone"] > 0
+    cheapest = min(c.cost for c in couplings) * len({c.block for c in couplings})
+    assert abs(notes["weights_gone"] - notes["weights_asked"]) <= cheapest / 2
+    assert not any("own config" in note for note in done.report.notes)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    plain = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "out"))
+    assert {n: p.shape for n, p in plain.named_parameters()} == {n: p.shape for n, p in done.model.named_parameters()}
+    export(tmp_path / "out", "plain", tmp_path / "plain")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "plain")), logits(done.model))
+
+
+def test_uniform_widths_leave_no_block_alone():
+    for knobs in ({}, {"first": 0.0}, {"last": 0}):
+        with pytest.raises(UsageError, match=r"loraprune: uniform widths leave no block alone; add first=0.0 and last=0"):
+            LoRAPrune(uniform=True, **knobs)
 
 
 def test_what_is_left_alone_stays_whole():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trimtab.core.errors import UsageError
-from trimtab.core.knobs import choice, rate
+from trimtab.core.knobs import choice, flag, rate
 from trimtab.core.places import Coupling, Unit
 from trimtab.core.taught import TaughtMethod
 
@@ -32,6 +32,7 @@ class NarrowingMethod(TaughtMethod):
     sparsity: float = rate("fraction of the coupled weights removed, model-wide", 0.2, high=0.9)
     of: str = choice("what sparsity is a fraction of: the coupled weights, or the whole model", "coupled", ("coupled", "model"))
     units: str = choice("which units may go", "all", ("all", "neuron", "kv_group"))
+    uniform: bool = flag("equal widths in all blocks, which the family's own config describes", False)
 
     def wanted(self) -> list[Unit]:
         return [unit for unit in Unit if self.units in ("all", unit)]

@@ -204,9 +204,18 @@ def _instead(anatomy: Anatomy, wanted: Sequence[Coupling]) -> str:
         seen = sorted({f"{s.path.rpartition('.')[2]} ({s.role})" for s in anatomy.sites if s.block is not None})
         return f"no matrices were found between which channels are coupled, only {', '.join(seen)}"
     first = wanted[0]
-    experts = any(m.site.index is not None for m in first.members)
-    why = "experts share one tensor" if experts else "a single unit" if first.units == 1 else "the module fixes its width"
-    return f"seen: {len(wanted)} sets of channels, e.g. {first.name} with {first.units}: {why}"
+    return f"seen: {len(wanted)} sets of channels, e.g. {first.name} with {first.units}: {_why(first)}"
+
+
+def _why(coupling: Coupling) -> str:
+    out, width = coupling.consumer.site.shape
+    if any(m.site.index is not None for m in coupling.members):
+        return "experts share one tensor"
+    if coupling.units == 1:
+        return "a single unit"
+    if coupling.unit is Unit.NEURON and out == width:  # what is narrower meets the stream no more
+        return "the module binds its width to the residual stream's, of which nothing was asked to go"
+    return "the module fixes its width"
 
 
 def _removal(method: ChannelMethod, anatomy: Anatomy, coupling: Coupling, keep: Tensor, seen: Seen) -> Edits:

@@ -21,7 +21,7 @@ from trimtab.core.seeds import Seeds
 from trimtab.core.trained import Training
 from trimtab.formats.dense import Dense
 from trimtab.formats.taught import Reader
-from trimtab.tensors.budget import Pools, keep_in_pools
+from trimtab.tensors.budget import Pools, keep_alike, keep_on
 
 
 class Gate(nn.Module):
@@ -103,21 +103,34 @@ class Narrower(Reader):
     """Learns to say the next token while gates close.
 
     inner: what stands for the matrices, those of the gates' consumers among them; where a consumer is missing, it stays as it
-    is behind its gate. budget: weights that shall be gone in the end.
+    is behind its gate. budget: weights that shall be gone in the end. uniform: gates of one kind keep equally many units.
     """
 
-    def __init__(self, inner: Mapping[Site, Learner], gates: Sequence[Gate], budget: float, own: Sequence[str] = ()):
+    def __init__(
+        self,
+        inner: Mapping[Site, Learner],
+        gates: Sequence[Gate],
+        budget: float,
+        own: Sequence[str] = (),
+        uniform: bool = False,
+    ):
         behind = {gate.coupling.consumer.site: gate for gate in gates}
         super().__init__({s: Gated(learner, behind[s]) if s in behind else learner for s, learner in inner.items()}, own)
-        self.inner, self.gates, self.budget = dict(inner), list(gates), budget
+        self.inner, self.gates, self.budget, self.uniform = dict(inner), list(gates), budget, uniform
 
     @torch.no_grad()
     def close(self, scores: Sequence[Tensor], asked: Pools, budget: float) -> None:
         """Closes the units of lowest score, [units] for every gate, until `budget` weights are gone, as nearly as whole units
-        allow. asked: gates that compete, by number, and the weights that each such pool loses. What is closed goes first."""
+        allow. asked: gates that compete, by number, and the weights that each such pool loses; of uniform gates their kinds
+        compete, and are asked for as much together. What is closed stays closed."""
         ranked = [score.masked_fill(~gate.keep, -torch.inf) for score, gate in zip(scores, self.gates, strict=True)]
         costs = [gate.coupling.cost for gate in self.gates]
-        for gate, keep in zip(self.gates, keep_in_pools(ranked, costs, asked, budget, carried=True), strict=True):
+        if self.uniform:
+            kinds = [(g.coupling.unit, g.coupling.cost, g.coupling.units) for g in self.gates]
+            keeps = keep_alike(ranked, costs, kinds, asked, budget)
+        else:
+            keeps = keep_on(ranked, costs, asked, budget)
+        for gate, keep in zip(self.gates, keeps, strict=True):
             gate.keep.copy_(keep)
 
     def edits(self) -> Edits:
@@ -146,7 +159,7 @@ class Ranker(Narrower, ABC):
         every: int,
         own: Sequence[str] = (),
     ):
-        super().__init__(inner, gates, budget, own)
+        super().__init__(inner, gates, budget, own, method.uniform)
         self.steps, self.memory, self.every = method.steps, memory, every
         units, device = sum(gate.coupling.units for gate in gates), gates[0].keep.device
         self.register_buffer("worth", torch.zeros(units, dtype=torch.float64, device=device))
@@ -191,7 +204,7 @@ class Searcher(Narrower, ABC):
         method: NarrowingMethod,
         search: float,
     ):
-        super().__init__(inner, gates, budget)
+        super().__init__(inner, gates, budget, uniform=method.uniform)
         self.drawn, self.steps, self.search, self.step = list(gates), method.steps, search, 0
         self.seeds = Seeds()
         self.whole = sum(gate.coupling.cost * gate.coupling.units for gate in gates)

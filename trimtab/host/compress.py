@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.anatomy import Anatomy
 from trimtab.core.errors import UsageError
 from trimtab.core.kinds import ChannelMethod, Method, Original, Storage
+from trimtab.core.narrowing import NarrowingMethod
 from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
@@ -235,7 +236,7 @@ def _teacher(asked: _Asked, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _uniform(recipe: Recipe) -> bool:
-    return any(isinstance(step.method, ChannelMethod) and step.method.uniform for step in recipe.steps)
+    return any(isinstance(step.method, ChannelMethod | NarrowingMethod) and step.method.uniform for step in recipe.steps)
 
 
 def _identity(asked: _Asked, batches: Sequence[Tensor], bases: Mapping[str, str]) -> dict[str, Any]:

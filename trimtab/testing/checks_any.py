@@ -16,13 +16,15 @@ from trimtab.core.errors import UsageError
 from trimtab.core.expression import make
 from trimtab.core.kinds import Allocator, BlockMethod, ChannelMethod, LinearMethod, Method, ProbeMethod, Trials
 from trimtab.core.knobs import Knob, knobs
+from trimtab.core.narrowing import NarrowingMethod
 from trimtab.core.observed import Observed
 from trimtab.core.recipe import Recipe, Step
 from trimtab.core.taught import TaughtMethod
 from trimtab.testing.problems import expect
 
 READ_BY_ENGINE = {ChannelMethod: ("sparsity", "of", "units", "uniform", "windows"), BlockMethod: ("epochs",)} | {
-    TaughtMethod: ("steps", "windows", "learning_rate")
+    TaughtMethod: ("steps", "windows", "learning_rate"),
+    NarrowingMethod: ("uniform",),  # by their pupils, `formats/gates.py`
 }
 
 

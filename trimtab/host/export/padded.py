@@ -24,12 +24,10 @@ def widen(model: PreTrainedModel) -> list[str]:
         if coupling.units > known.units:
             widest[_kind(coupling)] = coupling
     narrow = [c for c in anatomy.couplings() if c.units < widest[_kind(c)].units]
-    added = model.dtype.itemsize * sum(_fill(anatomy, c, widest[_kind(c)]) for c in narrow)
+    added = sum(_fill(anatomy, c, widest[_kind(c)]) for c in narrow)
     if not narrow:
         return ["all layers are equally wide: nothing was padded"]
-    return [
-        f"{len(narrow)} sets of channels were filled up with zeros to the widest: {added * model.dtype.itemsize} bytes of padding"
-    ]
+    return [f"{len(narrow)} sets of channels were filled up with zeros to the widest: {added} bytes of padding"]
 
 
 def _kind(coupling: Coupling) -> object:
@@ -38,8 +36,8 @@ def _kind(coupling: Coupling) -> object:
 
 
 def _fill(anatomy: Anatomy, coupling: Coupling, wide: Coupling) -> int:
-    """Values that were added."""
-    before = sum(m.site.shape[0] * m.site.shape[1] for m in coupling.members)
+    """Bytes that were added, to matrices and biases."""
+    added = 0
     for member, like in zip(coupling.members, wide.members, strict=True):
         matrix = anatomy.weight(member.site)
         if not isinstance(matrix, Dense) or member.site.index is not None:
@@ -47,10 +45,13 @@ def _fill(anatomy: Anatomy, coupling: Coupling, wide: Coupling) -> int:
         bias = anatomy.bias(member.site)
         axis = 0 if member.axis == "rows" else 1
         filled = _spread(matrix.weight, member, like, axis)
+        added += filled.nbytes - matrix.weight.nbytes
         if bias is not None and not axis:
+            added -= bias.nbytes
             bias = _spread(bias, member, like, 0)
+            added += bias.nbytes
         place(anatomy.model, member.site.path, Dense(filled), bias, member.site.transposed)
-    return sum(m.site.shape[0] * m.site.shape[1] for m in wide.members) - before
+    return added
 
 
 def _spread(values: Tensor, member: Member, like: Member, axis: int) -> Tensor:

@@ -7,6 +7,7 @@ The optimizer goes on with what it knows of the units that stay, and one learnin
 Pan et al., 2025 (arXiv:2502.03460), "Adapt-Accel". Different: the calibration windows of a stage are those of its first
 training step; one cut a stage, where the paper cuts many small ones; equal stages. What leaves the last block is taken from
 behind the final norm, without its gain: the same direction, but for what a layer norm takes off. stages = 1 prunes once.
+With `uniform` all blocks lose the same, whatever the amplitude.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,7 +104,7 @@ class Interleaved(Narrower):
         method: AdaptPrunerTuned,
     ):
         device = next(iter(learners.values())).weight.device
-        super().__init__(learners, [Gate(c, device) for c in couplings], budget, own)
+        super().__init__(learners, [Gate(c, device) for c in couplings], budget, own, method.uniform)
         self.free, self.ending, self.method = dict(learners), ending, method
         self.register_buffer("owed", torch.zeros(len(couplings), dtype=torch.float64, device=device))
         parts = min(method.stages, method.steps)

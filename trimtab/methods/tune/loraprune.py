@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from trimtab.core.card import Card, Claim
+from trimtab.core.errors import UsageError
 from trimtab.core.kinds import Seen
 from trimtab.core.knobs import choice, count, number, rate
 from trimtab.core.narrowing import NarrowingMethod, Separable
@@ -73,6 +74,10 @@ class LoRAPrune(NarrowingMethod):
     steps: int = count("steps of training", 100)
     windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one", 3e-4, low=1e-8)
+
+    def check(self) -> None:
+        if self.uniform and (self.first or self.last):
+            raise UsageError("loraprune: uniform widths leave no block alone; add first=0.0 and last=0, or leave uniform out")
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:
         learners = {}
