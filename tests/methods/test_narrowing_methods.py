@@ -13,6 +13,7 @@ from trimtab.anatomy import Anatomy
 from trimtab.core.errors import CalibrationError, RecipeError, TrimtabError, UsageError
 from trimtab.core.places import Role, Unit
 from trimtab.core.recipe import Calibration, Recipe
+from trimtab.core.taught import Said
 from trimtab.engine.apply import apply
 from trimtab.engine.run import run
 from trimtab.engine.teaching import learning
@@ -23,6 +24,7 @@ from trimtab.host.export.job import export
 from trimtab.host.school import school
 from trimtab.methods.tune.efficientllm import taken_over
 from trimtab.methods.tune.loraprune import surrogate
+from trimtab.tensors.losses import next_token
 from trimtab.testing.folders import tiny_folder
 from trimtab.testing.problems import brief
 from trimtab.testing.roundtrip import logits, ran, shown
@@ -215,18 +217,28 @@ def test_gradients_take_less_than_half_of_the_full_ones():
 
 
 def test_a_group_is_worth_what_the_loss_would_rise_without_it():
-    _, pupil = begun(EfficientLLM(memory=0.0), tiny("llama"))
-    draw = torch.Generator().manual_seed(0)
-    for learner in pupil.free.values():
-        learner.weight.grad = torch.randn(learner.weight.shape, generator=draw)
-    pupil.before_update(0, None)
-    coupling, expected = pupil.gates[0].coupling, 0.0
+    """With the Fisher information of the step's windows, each for itself, and before anything is clipped."""
+    model = tiny("llama")
+    anatomy, pupil = begun(EfficientLLM(memory=0.0), model)
+    windows, coupling = shown(model)[0][:3, :16], pupil.gates[0].coupling
+    apart = {member.site: [] for member in coupling.members}
+    with learning(anatomy, pupil), torch.enable_grad():
+        for ids in windows:
+            next_token(model(ids[None]).logits, ids[None]).div(15).backward()
+            for site, seen in apart.items():
+                seen.append(pupil.free[site].weight.grad.double())
+                pupil.free[site].weight.grad = None
+        pupil.begin(None)
+        for ids in windows:
+            said, share = Said(model(ids[None]).logits), torch.tensor(1 / 45)
+            pupil.loss(said, None, ids[None], share).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        pupil.before_update(0, None)
+    expected = torch.zeros(coupling.units, dtype=torch.float64)
     for member in coupling.members:
-        learner = pupil.free[member.site]
-        axis = 0 if member.axis == "rows" else 1
-        w, g = (t.detach().double().index_select(axis, member.indices[1]) for t in (learner.weight, learner.weight.grad))
-        expected += float((-g * w + (g * w).square() / 2).sum())
-    torch.testing.assert_close(float(pupil.worth[1]), expected)
+        w, g = pupil.free[member.site].weight.detach().double(), torch.stack(apart[member.site])
+        expected += member.of_units(g.square().mean(0) * w.square() / 2 - g.mean(0) * w).sum(1)
+    torch.testing.assert_close(pupil.worth[: coupling.units], expected, rtol=1e-4, atol=1e-9)
 
 
 def test_the_kind_of_group_goes_that_is_worth_less_for_its_size():

@@ -1,18 +1,20 @@
 """EfficientLLM: a model goes on with its pre-training and gets narrower meanwhile, its widths chosen as it goes.
 
-A group is all that vanishes with one neuron, or with one key-value group and its queries. With g the gradients of a step,
+A group is all that vanishes with one neuron, or with one key-value group and its queries. With g_i the gradient of window i of a
+step, g their mean and F the mean of their squares (the diagonal Fisher information),
 
-    I = | sum_w (-g w + 1/2 g^2 w^2) |  over the weights of a group,    the sum remembered from step to step with `memory`
+    I = | sum_w (-g w + 1/2 F w^2) |  over the weights of a group,    the sum remembered from step to step with `memory`
 
 Every `every` steps, kind by kind, the group of least I per weight goes, from whatever block, until a part of the budget is gone;
 that part rises as 1 - (1 - t)^3 over the `span` first of the steps. With q the columns that go from a consumer W, k those that
 stay and H the gram of its inputs, `compensate` lets these say what went, W_k += W_q H_qk inverse(H_kk). All weights learn on.
 Xing et al., 2025 (arXiv:2502.06663); its training was not published, and what it leaves open is reconstructed here. Different:
-the residual stream keeps its width; H is that of the model before the training; g is the gradient that the step clips.
+the residual stream keeps its width; H is that of the model before the training.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,8 +24,9 @@ from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import Seen
 from trimtab.core.knobs import count, flag, number, rate
 from trimtab.core.narrowing import NarrowingMethod, Separable
-from trimtab.core.places import Coupling, Site
-from trimtab.core.taught import Pupil, gains
+from trimtab.core.places import Coupling, Member, Site
+from trimtab.core.taught import Pupil, Said, gains
+from trimtab.core.trained import Training
 from trimtab.formats.gates import Gate, Ranker
 from trimtab.formats.taught import Free
 from trimtab.stats import Gram
@@ -31,6 +34,8 @@ from trimtab.tensors.schedules import between, cubic
 from trimtab.tensors.spd import cholesky
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from trimtab.anatomy import Anatomy
 
 
@@ -94,17 +99,38 @@ class Shrinker(Ranker):
         device = next(iter(learners.values())).weight.device
         super().__init__(learners, [Gate(c, device) for c in couplings], budget, method, method.memory, method.every, own)
         self.free, self.grams, self.method = dict(learners), grams, method
+        self.looked: dict[str, tuple[Tensor, Tensor]] = {}  # sums of g w and of its squares, [units] each, of the step under way
+        self.passes = 0
 
     def part(self, done: float) -> float:
         return cubic(between(done, 0.0, self.method.span))
 
+    def begin(self, training: Training) -> None:
+        for gate in self.gates:
+            for member in gate.coupling.members:
+                weight = self.free[member.site].weight
+                weight.register_hook(partial(self._look, gate.coupling, member, weight))
+
+    def loss(self, said: Said, taught: Said | None, ids: Tensor, share: Tensor) -> Tensor:
+        self.passes += 1
+        return super().loss(said, taught, ids, share)
+
+    @torch.no_grad()
+    def _look(self, coupling: Coupling, member: Member, weight: Tensor, gradient: Tensor) -> None:
+        """At what a window adds to the gradient of the step, before that is clipped."""
+        lost = weight.double() * gradient.double()
+        first, second = (member.of_units(values).sum(1) for values in (lost, lost.square()))
+        had = self.looked.get(coupling.name, (torch.zeros_like(first), torch.zeros_like(second)))
+        self.looked[coupling.name] = had[0] + first, had[1] + second
+
     def of_units(self, coupling: Coupling) -> Tensor:
-        found = []
-        for member in coupling.members:
-            weight = self.free[member.site].weight
-            assert weight.grad is not None
-            found.append(member.of_units(surplus(weight, weight.grad)).sum(1))
-        return torch.stack(found).sum(0)
+        # A window adds g_i / n, so that g is the sum of what they add, and F the sum of its squares times n.
+        first, second = self.looked[coupling.name]
+        return self.passes / 2 * second - first
+
+    def before_update(self, step: int, optimizer: "Optimizer") -> None:
+        super().before_update(step, optimizer)
+        self.looked, self.passes = {}, 0
 
     @torch.no_grad()
     def shrink(self, part: float) -> None:
@@ -125,12 +151,6 @@ class Shrinker(Ranker):
 
     def notes(self) -> dict[str, Any]:
         return {**super().notes(), "units_left": {gate.coupling.name: int(gate.keep.sum()) for gate in self.gates}}
-
-
-def surplus(weight: Tensor, gradient: Tensor) -> Tensor:
-    """[out, in] float64: by how much the loss would rise without each weight, to second order. gradient: [out, in], of a step."""
-    lost = weight.double() * gradient.double()
-    return lost.square() / 2 - lost
 
 
 def taken_over(weight: Tensor, gram: Tensor, left: Tensor, gone: Tensor, damping: float) -> Tensor:
