@@ -2,7 +2,8 @@
 
 score[u] = sum of |w| ("l1"), or the root of the sum of w^2 ("l2"), over all rows and columns that the unit owns, in every
 matrix it takes part in. Nothing is looked at and nothing is mended. The structured form of magnitude pruning that papers on
-structured pruning compare with. Every matrix loses the same fraction, or ("model") all units compete.
+structured pruning compare with. Every set of channels is asked for the same fraction, and what whole
+key-value groups miss of it the neurons lose; or ("model") all units compete.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
 """Wanda-SP: remove the units whose columns, times the size of what comes into them, are smallest.
 
 score[u] = mean over the unit's columns of the consumer (down, attention output) of sum_i |W[i, j]| * rms_t(x[t, j]).
-The structured form of Wanda that An et al. compare with (arXiv:2312.11983; Sun et al., arXiv:2306.11695). Every matrix loses
-the same fraction, or ("model") all units compete. Nothing is mended.
+The structured form of Wanda that An et al. compare with (arXiv:2312.11983; Sun et al., arXiv:2306.11695). Every set of
+channels is asked for the same fraction, and what whole key-value groups miss of it the neurons lose; or ("model") all units
+compete. Nothing is mended.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class WandaSP(ChannelMethod):
                 "wanda_sp(sparsity=0.2)",
                 "<",
                 "magnitude_sp(sparsity=0.2)",
-                note="both lose the same fraction of every matrix",
+                note="both lose the same fraction of neurons and of groups",
             ),
         ),
     )

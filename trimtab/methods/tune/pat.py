@@ -34,6 +34,7 @@ from trimtab.core.places import Role, Site, query_heads
 from trimtab.core.taught import Pupil, TaughtMethod
 from trimtab.formats.deltas import fresh_right
 from trimtab.formats.dense import Dense
+from trimtab.formats.gates import Fixed
 from trimtab.formats.taught import Reader, Updated
 from trimtab.tensors.through import through
 
@@ -71,7 +72,7 @@ class Pat(TaughtMethod):
     harden: float = rate("of the steps after which the mask is settled", 0.8)
     mask_rate: float = number("the highest learning rate of the mask and of the modules' scales", 0.02, low=1e-8)
     module_rank: int = count("inner dimension of a module", 16)
-    rank: int = count("of the update of every matrix, which is folded in", 20)
+    rank: int = count("of the update of every matrix but the embedding, which is folded in", 20)
     alpha: float = number("the update is multiplied by alpha / rank", 4.0, low=0.001)
     steps: int = count("steps of training", 100)
     windows: int = count("windows in a step", 4)
@@ -85,11 +86,16 @@ class Pat(TaughtMethod):
         mask = Mask(width, self._left(anatomy, width), self, anatomy.weight(anatomy.sites[0]).dense().device)
         learners = dict[Site, Learner]()
         for site in (anatomy.sites[0], *self.sites(anatomy)):
-            inner = Updated(anatomy.weight(site).dense(), self._rank(site), self.alpha / self.rank, seen.generator)
+            inner = self._inner(anatomy.weight(site).dense(), site, seen)
             if site.role in WRITERS and anatomy.bias(site) is not None:
                 raise ModelError(f"pat: {site.name} writes to the stream and has a bias; use slicegpt")
             learners[site] = Turned(inner, mask, self, seen.generator, site) if site.role in WRITERS else inner
         return Tuner(anatomy, learners, mask)
+
+    def _inner(self, weight: Tensor, site: Site, seen: Seen) -> Fixed | Updated:
+        if site.role is Role.EMBED:
+            return Fixed(weight)
+        return Updated(weight, self._rank(site), self.alpha / self.rank, seen.generator)
 
     def _rank(self, site: Site) -> int:
         return min(self.rank, *site.shape)
@@ -104,8 +110,8 @@ class Pat(TaughtMethod):
         return left
 
     def trained(self, anatomy: "Anatomy") -> int:
-        sites, width = (anatomy.sites[0], *self.sites(anatomy)), anatomy.sites[0].shape[1]
-        writers = sum(site.role in WRITERS for site in sites)
+        sites, width = self.sites(anatomy), anatomy.sites[0].shape[1]
+        writers = 1 + sum(site.role in WRITERS for site in sites)
         return width + writers * width * (1 + 2 * self.module_rank) + sum(self._rank(s) * sum(s.shape) for s in sites)
 
 
@@ -151,7 +157,7 @@ def softened(logits: Tensor, progress: float, steps: int) -> Tensor:
 class Turned(Learner):
     """v m (I + U2 U1) W for a matrix that writes to the stream with its rows, or an embedding, with its columns."""
 
-    def __init__(self, inner: Updated, mask: Mask, method: Pat, generator: torch.Generator, site: Site):
+    def __init__(self, inner: Fixed | Updated, mask: Mask, method: Pat, generator: torch.Generator, site: Site):
         super().__init__()
         self.inner, self.mask, self.columns = inner, mask, site.role is Role.EMBED
         width, device = len(mask.logits), inner.weight.device
