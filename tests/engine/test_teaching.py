@@ -13,7 +13,7 @@ from trimtab.anatomy import Anatomy
 from trimtab.core.errors import RecipeError, UsageError
 from trimtab.core.recipe import Calibration, Recipe
 from trimtab.core.registry import get
-from trimtab.core.taught import gains, leaves
+from trimtab.core.taught import Said, gains, leaves
 from trimtab.engine.run import run
 from trimtab.engine.teaching import learning
 from trimtab.formats.taught import Free, Reader, Updated, standing
@@ -64,6 +64,41 @@ def test_zeros_stay_zero():
             weight, old = now.weight(site).dense(), then.weight(site).dense()
             assert torch.equal(weight == 0, old == 0)
             assert not torch.equal(weight, old)
+
+
+def test_the_last_blocks_leave_what_the_teachers_do():
+    """By hand in float64; a student that lost a block is compared from the end; without a tail nothing is."""
+    teacher, student = tiny("llama"), tiny("llama", seed=1)
+    ids = shown(teacher)[0][:2, :12]
+    theirs, ours = (m(ids, output_hidden_states=True) for m in (teacher, student))
+    hidden = ours.hidden_states[:2] + ours.hidden_states[3:]
+    said, taught = Said(ours.logits, hidden), Said(theirs.logits, theirs.hidden_states)
+    pupil, plain = (Distill(tail=tail, pull=0.3).begin(Anatomy.of(student), _seen()) for tail in (2, 0))
+    assert (pupil.hidden, plain.hidden) == (True, False)
+    pairs = [(ours.hidden_states[-n].double(), theirs.hidden_states[-n].double()) for n in (1, 2)]
+    expected = sum(((s - t).square().sum(-1) / t.square().sum(-1))[:, :-1].sum() for s, t in pairs) / 2
+    share = torch.tensor(0.5)
+    found = pupil.loss(said, taught, ids, share) - plain.loss(said, taught, ids, share)
+    torch.testing.assert_close(float(found), float(0.15 * expected), rtol=1e-4, atol=0)
+    alike = pupil.loss(taught, taught, ids, share)
+    assert torch.equal(alike, plain.loss(taught, taught, ids, share))
+
+
+def test_a_tail_is_refused_where_there_is_none():
+    model = tiny("llama")
+    with pytest.raises(UsageError, match="a tail of 5 blocks, but there are 4"):
+        run(model, Recipe((Distill(tail=5),)), shown(model), school=school, teacher=tiny("llama"))
+    narrower = tiny("llama", hidden_size=32)
+    with pytest.raises(UsageError, match=r"32 wide and the teacher's 64, .* use tail=0"):
+        run(narrower, Recipe((Distill(tail=1, steps=1),)), shown(narrower), school=school, teacher=model)
+
+
+def test_folded_blocks_are_cured_from_the_tail():
+    model = tiny("llama", num_hidden_layers=6)
+    recipe = Recipe.of("foldgpt(share=1) -> distill(steps=24, windows=2, tail=2, pull=5.0, learning_rate=0.001)")
+    bench = run(model, recipe, shown(model), school=school, teacher=tiny("llama", num_hidden_layers=6))
+    notes = bench.receipts[-1].notes
+    assert notes["last_loss"] < notes["first_loss"]
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():

@@ -48,6 +48,18 @@ def test_svd_llm_is_the_closest_output() -> None:
     assert problem.error(answer) < 0.8 * problem.error(solve(get("svd")(keep=0.5), problem))
 
 
+@pytest.mark.parametrize("damping", [1e-4, 0.1])
+def test_the_left_factor_of_svd_llm_is_the_best_one_beside_the_right(damping: float) -> None:
+    """What its authors set anew for the inputs of the compressed prefix is what comes out at once for those."""
+    problem = layer()
+    left, right = (f.dense().double() for f in solve(get("svd_llm")(keep=0.5, damping=damping), problem).factors)
+    gram = problem.x.double().T @ problem.x.double() / len(problem.x)
+    root, _ = cholesky(gram.float(), damping)
+    seen_by_right = right @ root.double() @ root.double().T
+    updated = torch.linalg.solve(seen_by_right @ right.T, seen_by_right @ problem.weight.double().T).T
+    assert torch.allclose(updated, left, rtol=1e-3, atol=1e-3 * float(left.abs().max()))
+
+
 def test_lqer_of_full_rank_restores_and_of_more_rank_is_better() -> None:
     problem = layer()
     coarse = given(get("lqer")(), problem)

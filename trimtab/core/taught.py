@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.core.edits import Edits, SetWeight
-from trimtab.core.kinds import Learner, Method, Seen
+from trimtab.core.kinds import Learner, LinearWeight, Method, Seen
 from trimtab.core.places import Role, Site
 from trimtab.core.progress import Watcher
 from trimtab.core.trained import Hook
@@ -83,10 +83,12 @@ class TaughtMethod(Method):
 
     `needs` may hold `Teacher`, and statistics of sites and of blocks, taken from the whole model before.
     preserves: shapes, and the formats that matrices are stored in, are as before. packed: works on matrices in any format.
+    takes: formats besides plain ones that it works on, where it does not work on all.
     """
 
     preserves: ClassVar[bool] = False
     packed: ClassVar[bool] = False
+    takes: ClassVar[tuple[type[LinearWeight], ...]] = ()
     steps: int
     windows: int
     learning_rate: float

@@ -83,7 +83,7 @@ def plan(anatomy: Anatomy, recipe: Recipe, packed: bool = False) -> Plan:
             _enough_text(step.method, recipe)
             _everywhere(step)
             if not step.method.packed:
-                _dense_only(step, anatomy, held)
+                _dense_only(step, anatomy, held, step.method.takes)
             files.rewrite(False, step.method.preserves)
         steps.append(
             PlannedStep(str(step), kind(type(step.method)), sites, matched, left, *_searched(step, sites, anatomy, recipe))
@@ -168,10 +168,12 @@ def _foldable(method: ScaleMethod, sites: Sequence[Site], held: dict[Site, tuple
         _plain_by_then(method.card.id, site, held[site])
 
 
-def _dense_only(step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[LinearWeight], ...]]) -> None:
+def _dense_only(
+    step: Step, anatomy: Anatomy, held: dict[Site, tuple[type[LinearWeight], ...]], also: tuple[type[LinearWeight], ...] = ()
+) -> None:
     _everywhere(step)
     for site, kinds in held.items():
-        _plain_by_then(step.method.card.id, site, kinds)
+        _plain_by_then(step.method.card.id, site, kinds, also)
 
 
 def _everywhere(step: Step) -> None:
@@ -179,9 +181,13 @@ def _everywhere(step: Step) -> None:
         raise RecipeError(f"{step.method.card.id} works on the whole model; it takes no `where`")
 
 
-def _plain_by_then(who: str, site: Site, kinds: tuple[type[LinearWeight], ...]) -> None:
-    if any(kind.kind not in ("dense", "masked") for kind in kinds):
-        raise RecipeError(f"{who} needs plain matrices, but {site.name} is {kinds[0].__name__} by then")
+def _plain_by_then(
+    who: str, site: Site, kinds: tuple[type[LinearWeight], ...], also: tuple[type[LinearWeight], ...] = ()
+) -> None:
+    """also: formats that are as good as plain ones."""
+    if any(kind.kind not in ("dense", "masked") and not issubclass(kind, also) for kind in kinds):
+        wanted = ", ".join(["plain matrices", *(kind.__name__ for kind in also)])
+        raise RecipeError(f"{who} needs {wanted}, but {site.name} is {kinds[0].__name__} by then")
 
 
 def _searched(step: Step, sites: Sequence[Site], anatomy: Anatomy, recipe: Recipe) -> tuple[int, int, int]:

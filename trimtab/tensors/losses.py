@@ -1,5 +1,6 @@
 """What training lowers: sums over tokens of float32 nats, through which gradients flow."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,3 +36,13 @@ def apart(left: Tensor, right: Tensor) -> Tensor:
 def surprise(left: Tensor, right: Tensor) -> Tensor:
     """-sum p_left log p_right of every token, nats; of twice the same: its entropy. As for `apart`."""
     return -(left.exp() * right).sum(-1)
+
+
+def strayed(hidden: Tensor, taught: Tensor) -> Tensor:
+    """|h - t|^2 / |t|^2 of every token but the last of a window, summed. [windows, length, width] each.
+
+    Relative, because the first token's states may be hundreds of times as large as the others'.
+    """
+    student, teacher = hidden[:, :-1].float(), taught[:, :-1].float()
+    sizes = teacher.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((student - teacher).square().sum(-1) / sizes).sum()

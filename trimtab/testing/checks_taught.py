@@ -19,8 +19,10 @@ def _made(method: type[TaughtMethod]) -> list[TaughtMethod]:
 
 
 def _recipe(made: TaughtMethod) -> Recipe:
-    """The step alone, or after one that quantizes if it begins from what is quantized."""
-    return Recipe.of(f"rtn(bits=2) -> {made}" if made.packed else str(made))
+    """The step alone, or after one that quantizes or factors if it begins from what is quantized or factored."""
+    if made.packed:
+        return Recipe.of(f"rtn(bits=2) -> {made}")
+    return Recipe.of(f"svd(keep=0.5) -> {made}" if getattr(made, "learn", "all") != "all" else str(made))
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ What a block adds to the stream is multiplied by a gate  g = a^2 / (a^2 + e),  e
     cross-entropy + balance |sum_l g_l c_l / sum_l c_l - what shall stay|,    c the parameters of a block
 
 The `drop` blocks of the smallest gates go, and the others are as they were: `foldgpt_gates(drop=4) -> foldgpt(share=3) ->
-distill(steps=300)` is the whole of the paper's course.
+distill(rank=8, weight=0.5, tail=4, steps=300)` is the whole of the paper's course.
 Liu et al., 2024 (arXiv:2407.00928), whose gate is not given in full; this one is of the family that it names. Different: the
 gate stands in front of attention output and MLP output, each; their biases, where there are any, are not gated.
 """
