@@ -1,5 +1,7 @@
 """xKV: at full rank nothing is lost, the prompt is answered exactly, layers that share a subspace need it once."""
 
+import math
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -27,7 +29,7 @@ def later(model: PreTrainedModel, cache: object, ids: torch.Tensor, prompt: int)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "smollm3"])
-@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 9])
 def test_at_full_rank_nothing_is_lost(family: str, group: int) -> None:
     model = tiny(family)
     ids = tokens(model, batch=2, length=20)
@@ -71,6 +73,19 @@ def test_bytes_are_those_of_the_factors_and_of_what_came_later() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 5, 6, 7])
+def test_a_last_group_of_fewer_layers_has_as_many_fewer_ranks(layers: int) -> None:
+    model = tiny("llama", num_hidden_layers=layers)
+    ids, cache = tokens(model, batch=1, length=64), xkv_cache(model, (10, 20))
+    model(ids, past_key_values=cache)
+    whole, over = divmod(layers, 4)
+    ranks = math.ceil(10 * over / 4) + math.ceil(20 * over / 4)
+    assert cache_bytes(cache) == 4 * (whole * (64 + 4 * CHANNELS) * (10 + 20) + (64 + over * CHANNELS) * ranks)
+    assert model(ids[:, :1], past_key_values=cache).logits.isfinite().all()
+    assert cache.get_seq_length() == 65
+
+
+@torch.no_grad()
 def test_layers_that_share_a_subspace_need_it_once() -> None:
     """At fewer bytes than layer by layer, nothing is lost where every layer's states come from the same few numbers a token."""
     model, shared = tiny("llama"), drawn(1, 60, 12)
@@ -108,7 +123,7 @@ def test_generate_goes_through_it() -> None:
 @pytest.mark.parametrize(
     ("family", "ranks", "group", "why"),
     [
-        ("llama", (4, 4), 3, "a group of 3 does not divide 4 layers"),
+        ("llama", (4, 4), 0, "at least 1 layer"),
         ("llama", (0, 4), 2, "at least 1"),
         ("gemma2", (4, 4), 2, "full attention only"),
         ("gpt2", (4, 4), 2, "undoes one rotary embedding"),

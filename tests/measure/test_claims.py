@@ -12,7 +12,7 @@ from trimtab.core.card import Claim
 from trimtab.core.errors import UsageError
 from trimtab.core.recipe import Calibration
 from trimtab.measure import claims, side_store
-from trimtab.measure.claims import age, code_for, find_claim, run_claim, setting_for, statement, status
+from trimtab.measure.claims import LESSONS, QUICK, age, code_for, find_claim, run_claim, setting_for, statement, status
 from trimtab.measure.claims_page import aged_status, measured_here, numbers, quoted, render
 from trimtab.measure.ledger import append
 from trimtab.measure.paired import PairedDifference
@@ -99,6 +99,18 @@ def test_a_claim_may_name_what_it_is_run_on() -> None:
     assert setting_for(claim, Setting(windows=3), text="a.txt") == Setting("asset:own-5m-outliers", "a.txt", 3)
     assert setting_for(claim, model="mine").model == "mine"
     assert setting_for(Claim("c", "rtn", "<", "rtn(bits=2)", text="b.txt")) == replace(Setting(), text="b.txt")
+
+
+def test_a_side_that_trains_reads_little_twice():
+    def tokens(left: str, right: str = "rtn", **given) -> int:
+        return setting_for(Claim("c", left, "<", right), **given).calibration.tokens
+
+    assert tokens("rtn(bits=2)") == 8192
+    assert tokens("recover(steps=2, windows=3)") == 8192
+    assert tokens("rtn", "magnitude -> recover(steps=10, windows=2) -> distill(steps=5, windows=4)") == (20 + 20) * 512
+    assert tokens("recover(steps=300)", "distill(steps=10)") == LESSONS * 8192
+    assert tokens("recover(steps=300)", shown={"tokens": 4096}) == 4096
+    assert tokens("recover(steps=300)", standard=QUICK) == LESSONS * QUICK.calibration.tokens
 
 
 def test_results_of_other_code_or_wording_are_called_that(monkeypatch: pytest.MonkeyPatch) -> None:

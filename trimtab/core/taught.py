@@ -83,7 +83,8 @@ class TaughtMethod(Method):
 
     `needs` may hold `Teacher`, and statistics of sites and of blocks, taken from the whole model before.
     preserves: shapes, and the formats that matrices are stored in, are as before. packed: works on matrices in any format.
-    takes: formats besides plain ones that it works on, where it does not work on all.
+    takes: formats besides plain ones that it works on, where it does not work on all. prompt: text whose tokens stand before
+    every window that is learned; they have no loss themselves.
     """
 
     preserves: ClassVar[bool] = False
@@ -92,6 +93,7 @@ class TaughtMethod(Method):
     steps: int
     windows: int
     learning_rate: float
+    prompt: str = ""
 
     @abstractmethod
     def begin(self, anatomy: Anatomy, seen: Seen) -> Pupil: ...

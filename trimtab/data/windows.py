@@ -48,6 +48,15 @@ def opening(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.bos_token_id] if first and first[0] == tokenizer.bos_token_id is not None else []
 
 
+def leading(tokenizer: Tokenizer) -> Encode:
+    """Text to the ids that stand before others: what opens every text, then the text as it is joined to the next one."""
+
+    def encode(text: str) -> list[int]:
+        return [*opening(tokenizer), *(encoder(tokenizer)(text + JOINT) if text else [])]
+
+    return encode
+
+
 def pack(texts: Iterable[str], encode: Encode, length: int, start: Sequence[int] = ()) -> Tensor:
     """[n, length] int64: `start`, then the next tokens of the joined texts, in every row. The tail is dropped.
 

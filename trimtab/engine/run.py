@@ -3,7 +3,7 @@
 Adjacent linear steps share one pass over the model: a matrix goes through all of them before the stream moves on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -71,6 +71,7 @@ class Bench:
     judging: Judging | None = None  # how candidates are judged where a method searches
     school: School | None = None  # who trains where a method is taught
     teacher: torch.nn.Module | None = None  # the model before the first step, where a method needs it
+    encode: Callable[[str], Sequence[int]] | None = None  # what the tokens of a text before the windows are
 
     def stored_bits(self, weight: LinearWeight) -> float:
         """Bits per weight as it will be written: sparse matrices are written with their zeros unless `packed`."""
@@ -110,6 +111,7 @@ def run(
     judging: Judging | None = None,
     school: School | None = None,
     teacher: torch.nn.Module | None = None,
+    encode: Callable[[str], Sequence[int]] | None = None,
 ) -> Bench:
     """Carry a recipe out on a model, in place. batches: token ids [windows, length] each.
 
@@ -120,6 +122,7 @@ def run(
     depot: where the model's blocks are, if they are not in memory; then all steps are linear ones, and none searches.
     judging: how methods that search judge candidates; by default on the batches, which a note then says.
     school, teacher: who trains where a method is taught, and the untouched model where it learns from that.
+    encode: makes ids of a text that stands before the windows, what opens every text first (`data.windows.leading`).
     Raises what `plan` raises before any weight moves, and `CalibrationError` where what was seen decides nothing.
     """
     with nothing_kept_unpacked():
@@ -130,7 +133,7 @@ def run(
             before = int(keeper.record["before"])
     compute, seeds = getattr(torch, recipe.calibration.compute), Seeds(recipe.seed)
     bench = Bench(model, list(batches), seeds, watch, packed, recipe, before, compute, bases or {}, keeper=keeper, depot=depot)
-    bench.judging, bench.school, bench.teacher = judging, school, teacher
+    bench.judging, bench.school, bench.teacher, bench.encode = judging, school, teacher, encode
     training = model.training
     model.eval()
     try:
@@ -272,6 +275,7 @@ def _allotted(
         seen = observe(bench, anatomy, step.by.needs, sites, draw, {Storage: files.storage(number, sites), Trials: search})
         chosen = step.by.allocate(sites, seen)
     bench.drew |= seen.drew
+    bench.notes += [f"{step.by.card.id}: {name} {value}" for name, value in seen.notes.items()]
     return {site: replace(step.method, **{step.by.knob: chosen[site]}) for site in sites}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,8 @@ def needs_teacher(recipe: Recipe) -> bool:
 def teach(bench: Bench, steps: list[tuple[int, Step]]) -> None:
     """Carry out a step of a method that is taught.
 
-    Raises `UsageError` where nobody is there to train or to learn from, `CalibrationError` without text, `RecipeError` for
-    matrices that cannot be learned.
+    Raises `UsageError` where nobody is there to train, to learn from or to read a prompt, `CalibrationError` without text,
+    `RecipeError` for matrices that cannot be learned.
     """
     ((number, step),) = steps
     method, begun = step.method, perf_counter()
@@ -62,6 +63,7 @@ def teach(bench: Bench, steps: list[tuple[int, Step]]) -> None:
         raise CalibrationError(f"{method.card.id} is trained and was given no text; show some (calibration, --text)")
     if Teacher in method.needs:
         _same_words(bench)
+    before_windows = _prompt(bench, method)
     pause(bench)
     anatomy = Anatomy.of(bench.model)
     before = _stored_bits(bench, anatomy)
@@ -72,13 +74,14 @@ def teach(bench: Bench, steps: list[tuple[int, Step]]) -> None:
             with torch.enable_grad():
                 pupil = method.begin(anatomy, seen).to(bench.batches[0].device)
         with bench.profile("learn"), torch.enable_grad(), learning(anatomy, pupil):
-            losses = _trained(bench, method, pupil, number)
+            losses = _trained(bench, method, pupil, number, before_windows)
             _tell(pupil, 1.0)
         bench.drew = True  # the order of the windows
         with bench.profile("apply"):
             apply(Anatomy.of(bench.model), pupil.edits(), bench.packed)
     anatomy = Anatomy.of(bench.model)
     weights = sum(s.shape[0] * s.shape[1] for s in anatomy.sites)
+    bench.notes += _told(method)
     notes = {**seen.notes, **pupil.notes(), "first_loss": losses[0], "last_loss": losses[-1], "steps": len(losses)}
     bits, seconds = (before / weights, _stored_bits(bench, anatomy) / weights), perf_counter() - begun
     bench.receipts.append(Receipt(number, str(method), "model", "model", weights, *bits, seconds, None, notes))
@@ -92,7 +95,46 @@ def _known(bench: Bench, anatomy: Anatomy, method: TaughtMethod) -> dict[type, A
     return {Separable: Separable(tuple(found), sum(t.numel() for t in tensors(bench.model)))}
 
 
-def _trained(bench: Bench, method: TaughtMethod, pupil: Pupil, number: int) -> list[float]:
+@dataclass(frozen=True)
+class _Prompt:
+    """What stands before the text of every window. opened: how many tokens of a window come before that. ids: [tokens] int64."""
+
+    opened: int
+    ids: Tensor
+
+    def before(self, ids: Tensor) -> Tensor:
+        return torch.cat([ids[:, : self.opened], self.ids.to(ids.device).expand(len(ids), -1), ids[:, self.opened :]], 1)
+
+
+NO_PROMPT = _Prompt(0, torch.empty(0, dtype=torch.int64))
+
+
+def _prompt(bench: Bench, method: TaughtMethod) -> _Prompt:
+    """Raises `UsageError` where nobody makes tokens of it, or the model does not read so many."""
+    if not method.prompt:
+        return NO_PROMPT
+    if bench.encode is None:
+        raise UsageError(f"{method.card.id}: a prompt is text, and run() was given tokens alone; give it encode, too")
+    opening, ids = (torch.tensor(list(bench.encode(text)), dtype=torch.int64) for text in ("", method.prompt))
+    window = bench.batches[0][0].cpu()
+    config: Any = bench.model.config
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and len(window) + len(ids) - len(opening) > most:
+        raise UsageError(
+            f"{method.card.id}: the prompt takes {len(ids) - len(opening)} tokens and a window {len(window)}, "
+            f"the model reads {most} at most; use shorter windows (--length) or a shorter prompt"
+        )
+    opened = len(opening) if torch.equal(window[: len(opening)], opening) else 0
+    return _Prompt(opened, ids[len(opening) :])
+
+
+def _told(method: TaughtMethod) -> list[str]:
+    if not method.prompt:
+        return []
+    return [f"{method.card.id} learned behind a prompt; put it and an empty line before what the model reads: {method.prompt!r}"]
+
+
+def _trained(bench: Bench, method: TaughtMethod, pupil: Pupil, number: int, prompt: _Prompt) -> list[float]:
     windows = torch.cat(bench.batches)
     place = bench.keeper.place(f"lesson-{number}")
     seed = int(torch.randint(2**31, (), generator=bench.seeds.at(number, "order")))
@@ -102,15 +144,15 @@ def _trained(bench: Bench, method: TaughtMethod, pupil: Pupil, number: int) -> l
     hooks = (_Progress(pupil, method.steps), pupil)
     rates = {f"pupil.{name}": rate for name, rate in pupil.rates().items()}
     assert bench.school is not None
-    loss = _asked(bench, pupil, Teacher in method.needs)
+    loss = _asked(bench, pupil, Teacher in method.needs, prompt)
     return bench.school(bench.model, leaves(pupil, bench.model), windows, term, loss, hooks, rates, bench.watch)
 
 
-def _asked(bench: Bench, pupil: Pupil, taught: bool) -> Callable[[Tensor, Tensor], Tensor]:
+def _asked(bench: Bench, pupil: Pupil, taught: bool, prompt: _Prompt) -> Callable[[Tensor, Tensor], Tensor]:
     def loss(ids: Tensor, share: Tensor) -> Tensor:
         with torch.no_grad():
-            right = _said(bench.teacher, ids, pupil.hidden) if taught and bench.teacher is not None else None
-        return pupil.loss(_said(bench.model, ids, pupil.hidden), right, ids, share)
+            right = _said(bench.teacher, ids, pupil.hidden, prompt) if taught and bench.teacher is not None else None
+        return pupil.loss(_said(bench.model, ids, pupil.hidden, prompt), right, ids, share)
 
     return loss
 
@@ -123,9 +165,11 @@ def _same_words(bench: Bench) -> None:
         raise UsageError(f"the model predicts {own} tokens and its teacher {taught}; both need the same vocabulary")
 
 
-def _said(model: nn.Module, ids: Tensor, hidden: bool) -> Said:
-    answer: Any = model(input_ids=ids, use_cache=False, output_hidden_states=hidden)
-    return Said(answer.logits, answer.hidden_states if hidden else ())
+def _said(model: nn.Module, ids: Tensor, hidden: bool, prompt: _Prompt = NO_PROMPT) -> Said:
+    """To the windows alone: what is said at as many of the last places as these have tokens."""
+    answer: Any = model(input_ids=prompt.before(ids), use_cache=False, output_hidden_states=hidden)
+    own = slice(len(prompt.ids), None)
+    return Said(answer.logits[:, own], [state[:, own] for state in answer.hidden_states] if hidden else ())
 
 
 class _Progress(Hook):

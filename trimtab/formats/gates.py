@@ -134,8 +134,10 @@ class Narrower(Reader):
             gate.keep.copy_(keep)
 
     def edits(self) -> Edits:
-        closed = [gate for gate in self.gates if not bool(gate.keep.all())]
-        return [*super().edits(), *(Narrow(gate.coupling, gate.keep) for gate in closed)]
+        return [*super().edits(), *self.cuts()]
+
+    def cuts(self) -> Edits:
+        return [Narrow(gate.coupling, gate.keep) for gate in self.gates if not bool(gate.keep.all())]
 
     def notes(self) -> dict[str, Any]:
         last = [gate.coupling.name for gate in self.gates if int(gate.keep.sum()) == 1]

@@ -24,7 +24,7 @@ from trimtab.core.progress import Progress, Watcher, unwatched
 from trimtab.core.recipe import Calibration, Recipe, Step
 from trimtab.core.report import Report
 from trimtab.core.taught import School, TaughtMethod
-from trimtab.data.windows import calibration_windows
+from trimtab.data.windows import calibration_windows, leading
 from trimtab.engine.depot import Depot
 from trimtab.engine.memory import parted_heap
 from trimtab.engine.plan import Plan
@@ -204,7 +204,8 @@ def _carried_out(
     others = {name: load(folder, asked.device)[0] for name, folder in bases.items()}
     teacher = _teacher(asked, model) if needs_teacher(asked.recipe) else None
     school = _school() if any(isinstance(step.method, TaughtMethod) for step in asked.recipe.steps) else None
-    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot, how, school, teacher)
+    taught = (school, teacher, None if tokenizer is None else leading(tokenizer))
+    bench = run(model, asked.recipe, batches, asked.watch, asked.packed, others, keeping or UNKEPT, depot, how, *taught)
     notes += [*bench.notes, *(equally_wide(model) if _uniform(asked.recipe) else [])]
     report = Report(
         asked.name,

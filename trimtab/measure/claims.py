@@ -18,8 +18,9 @@ from typing import Any
 from trimtab.core.card import Claim
 from trimtab.core.errors import UsageError, did_you_mean
 from trimtab.core.progress import Watcher, unwatched
-from trimtab.core.recipe import Calibration
+from trimtab.core.recipe import Calibration, Recipe
 from trimtab.core.registry import get
+from trimtab.core.taught import TaughtMethod
 from trimtab.host.provenance import commit, machine
 from trimtab.measure.code_digest import digest_of
 from trimtab.measure.evidence import VALUES, gathered, modules
@@ -32,6 +33,7 @@ NOT_RUN = STATUSES[-1]
 OLDER = "older code"
 COMPARING = "trimtab.measure.paired"
 PROBED = 2048  # calibration tokens that a probe is shown
+LESSONS = 16  # times as many calibration tokens, at most, where a side trains: few of them would be learned by heart
 SAME = 1e-12  # relative; a rounding that falls the other way moves a perplexity by far more
 QUICK = Setting(windows=8, length=256, calibration=Calibration(tokens=2048, length=256), seeds=(0,))
 
@@ -59,12 +61,15 @@ def setting_for(
 ) -> Setting:
     """The standard setting, the claim's own model and text in it, and over both what somebody asked for by name.
 
-    shown: what was asked for of the calibration. Probes, which drive every block many times, are shown less by themselves.
+    shown: what was asked for of the calibration. Probes, which drive every block many times, are shown less by themselves; where
+    a side trains the whole model, both are shown what the longer training of the two reads, or `LESSONS` times the usual.
     """
     own = {name: value for name in ("model", "text") if (value := getattr(claim, name)) is not None}
     usual = standard.calibration
     if claim.metric == "finding":
         usual = replace(usual, tokens=min(usual.tokens, PROBED))
+    else:
+        usual = replace(usual, tokens=max(usual.tokens, min(_read(claim, usual.length), LESSONS * usual.tokens)))
     return replace(standard, **{**own, **given, "calibration": replace(usual, **shown)})
 
 
@@ -145,6 +150,15 @@ def age(claim: Claim, line: Mapping[str, Any]) -> str:
 def code_for(claim: Claim) -> str:
     """Digest of the code that can change the claim's result: what measures the sides, and what compares them."""
     return digest_of([*modules(claim), COMPARING])
+
+
+def _read(claim: Claim, length: int) -> int:
+    """Tokens that the longer training of both sides reads, in windows of that length; 0 where none trains the whole model."""
+    taught = [
+        [step.method for step in Recipe.of(side).steps if isinstance(step.method, TaughtMethod)]
+        for side in (claim.left, claim.right)
+    ]
+    return max(sum(method.steps * method.windows * length for method in methods) for methods in taught)
 
 
 def _today() -> str:

@@ -134,17 +134,21 @@ def xkv_cache(model: PreTrainedModel, ranks: tuple[int, int], group: int = 4) ->
     """An empty cache for one prompt and what follows it. ranks: of keys and of values; group: layers that share a factor A.
 
     It holds tokens * (sum of ranks) + channels * group * (sum of ranks) numbers for every `group` layers instead of
-    2 * tokens * channels * group, and `cache_bytes` counts them. Raises `UsageError` where layers attend to a part only, where
-    there is no rotary embedding, and for ranks below 1 or a group that does not divide the layers.
+    2 * tokens * channels * group, and `cache_bytes` counts them. What is left over at the end are the layers of a last group
+    with as many fewer ranks, rounded up. Raises `UsageError` where layers attend to a part only, where there is no rotary
+    embedding, and for ranks or a group below 1.
     """
     layers = full_layers(model.config, "xkv")
-    if group < 1 or layers % group:
-        raise UsageError(f"xkv: a group of {group} does not divide {layers} layers; use 1, or another divisor")
+    if group < 1:
+        raise UsageError(f"xkv: a group has at least 1 layer, got {group}")
     if min(ranks) < 1:
         raise UsageError(f"xkv: ranks are at least 1, got {ranks[0]} and {ranks[1]}")
-    rotary = _rotary(model)
-    groups = [Group(group, ranks, rotary) for _ in range(layers // group)]
-    return Cache(layers=[FactoredLayer(groups[layer // group]) for layer in range(layers)])
+    rotary, held = _rotary(model), list[Any]()
+    for first in range(0, layers, group):
+        size = min(group, layers - first)
+        shared = Group(size, (-(-ranks[0] * size // group), -(-ranks[1] * size // group)), rotary)
+        held += [FactoredLayer(shared) for _ in range(size)]
+    return Cache(layers=held)
 
 
 def leading(states: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class DRank(Allocator):
     damping: float = rate("added to the grams, as a fraction of their mean diagonals", 1e-4)
 
     def allocate(self, sites: Sequence[Site], seen: Seen) -> dict[Site, float]:
-        varied = torch.tensor([self._effective_rank(seen[Original][s], seen[Gram][s]) for s in sites], dtype=torch.float64)
+        varied = torch.tensor([self._effective_rank(site, seen) for site in sites], dtype=torch.float64)
         sizes = torch.tensor([s.shape[0] * s.shape[1] for s in sites], dtype=torch.float64)
         per_rank = torch.tensor([sum(s.shape) for s in sites], dtype=torch.float64)
         low = torch.maximum(LEAST * sizes, torch.minimum(per_rank, sizes))
@@ -70,9 +70,12 @@ class DRank(Allocator):
             self._rebalance(held, low, sizes, roles)
         return {site: float(share) for site, share in zip(sites, (held / sizes).clamp(max=1.0), strict=True)}
 
-    def _effective_rank(self, weight: Tensor, gram: Tensor) -> float:
-        root, _ = cholesky(gram, self.damping)
-        return effective_rank(torch.linalg.svdvals(weight.double() @ root).square())
+    def _effective_rank(self, site: Site, seen: Seen) -> float:
+        root, used = cholesky(seen[Gram][site], self.damping)
+        seen.note("damping", self.damping)
+        if used != self.damping:
+            seen.note(f"damping: {site.name}", used)
+        return effective_rank(torch.linalg.svdvals(seen[Original][site].double() @ root).square())
 
     def _rebalance(self, held: Tensor, low: Tensor, sizes: Tensor, roles: dict[Role, int]) -> None:
         """Changes `held`, parameters by site."""

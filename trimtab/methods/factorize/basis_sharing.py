@@ -88,6 +88,7 @@ class BasisSharing(ModelMethod):
 
     def _root(self, grams: Sequence[Tensor], site: Site, seen: Seen) -> Tensor:
         root, used = cholesky(torch.stack([*grams]).double().mean(0), self.damping)
+        seen.note("damping", self.damping)
         if used != self.damping:
             seen.note(f"damping: {site.name}", used)
         return root

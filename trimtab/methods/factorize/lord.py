@@ -60,6 +60,7 @@ class Lord(Factored):
         mean = seen[Moments][0]
         spread = gram - torch.outer(mean, mean) if self.centred else gram.clone()
         spread.diagonal().add_(self.damping * gram.diagonal().mean())
+        seen.note("damping", self.damping)  # never raised: no factor of the covariance is taken
         return principal(weight.dense(), rank, spread)
 
     def shift(self, weight: LinearWeight, solved: LinearWeight, seen: Seen) -> Tensor | None:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trimtab.core.card import Card, Claim
-from trimtab.core.edits import Edits, NarrowStream, SetParam, SetWeight, Untie
-from trimtab.core.errors import ModelError, UsageError
+from trimtab.core.edits import Edits, Untie
+from trimtab.core.errors import UsageError
 from trimtab.core.kinds import Learner, Seen
 from trimtab.core.knobs import count, number, rate
 from trimtab.core.places import Role, Site, query_heads
@@ -35,13 +35,13 @@ from trimtab.core.taught import Pupil, TaughtMethod
 from trimtab.formats.deltas import fresh_right
 from trimtab.formats.dense import Dense
 from trimtab.formats.gates import Fixed
+from trimtab.formats.stream_gate import WRITERS, check_writers, cut
 from trimtab.formats.taught import Reader, Updated
 from trimtab.tensors.through import through
 
 if TYPE_CHECKING:
     from trimtab.anatomy import Anatomy
 
-WRITERS = (Role.EMBED, Role.O, Role.DOWN)
 PRESSURE = 10.0  # of a width that is not the one asked for
 APART = 0.5  # how far from zero logits are drawn
 
@@ -79,16 +79,13 @@ class Pat(TaughtMethod):
     learning_rate: float = number("the highest one, of updates and modules", 3e-4, low=1e-8)
 
     def begin(self, anatomy: "Anatomy", seen: Seen) -> Pupil:
-        if any(site.index is not None for site in anatomy.sites):
-            raise ModelError("pat: experts live in one tensor of a fixed width; this model's stream cannot be narrowed")
+        check_writers(self.card.id, anatomy.sites, anatomy.bias)
         anatomy.gains(self.card.id)  # raises where the stream's norms are no plain ones
         width = anatomy.sites[0].shape[1]
         mask = Mask(width, self._left(anatomy, width), self, anatomy.weight(anatomy.sites[0]).dense().device)
         learners = dict[Site, Learner]()
         for site in (anatomy.sites[0], *self.sites(anatomy)):
             inner = self._inner(anatomy.weight(site).dense(), site, seen)
-            if site.role in WRITERS and anatomy.bias(site) is not None:
-                raise ModelError(f"pat: {site.name} writes to the stream and has a bias; use slicegpt")
             learners[site] = Turned(inner, mask, self, seen.generator, site) if site.role in WRITERS else inner
         return Tuner(anatomy, learners, mask)
 
@@ -200,18 +197,10 @@ class Tuner(Reader):
             self.mask.settle()
 
     def edits(self) -> Edits:
-        anatomy, keep, learners = self.anatomy, self.mask.keep, self.stands()
-        edits: Edits = [Untie()] if anatomy.tied else []
-        edits.append(NarrowStream(self.mask.left))
-        for site in anatomy.sites:
-            weight = learners[site].matrix().detach() if site in learners else anatomy.weight(site).dense()
-            rows = site.role in WRITERS and site.role is not Role.EMBED
-            edits.append(SetWeight(site, Dense(weight[keep] if rows else weight[:, keep])))
-        louder = (len(keep) / self.mask.left) ** 0.5
-        for norm in anatomy.norms():
-            gain = anatomy.model.get_parameter(f"{norm.path}.weight").detach()[keep] + norm.offset
-            edits.append(SetParam(f"{norm.path}.weight", gain * louder - norm.offset))
-        return edits
+        own, anatomy, gain = self.stands(), self.anatomy, self.anatomy.model.get_parameter
+        weights = ((s, own[s].matrix().detach() if s in own else anatomy.weight(s).dense()) for s in anatomy.sites)
+        norms = [(f"{n.path}.weight", gain(f"{n.path}.weight").detach(), n.offset) for n in anatomy.norms()]
+        return [*([Untie()] if anatomy.tied else []), *cut(weights, norms, self.mask.keep)]
 
     def notes(self) -> dict[str, Any]:
         agreed = (self.mask.logits.detach() >= 0) == self.mask.keep
