@@ -101,8 +101,11 @@ def measured(
     }
 
 
-def compressed(given: argparse.Namespace) -> tuple[Any, Any, Line]:
-    """(the model after the recipe, which leaves it as it is if it is empty; its tokenizer; seconds and memory)"""
+def compressed(given: argparse.Namespace, begun: tuple[Any, Any] | None = None) -> tuple[Any, Any, Line]:
+    """(the model after the recipe, which leaves it as it is if it is empty; its tokenizer; seconds and memory)
+
+    begun: a model, which the recipe changes in place, and its tokenizer; by default they are opened.
+    """
     from trimtab import Calibration, Recipe
     from trimtab.host.checkpoint import load
     from trimtab.host.compress import compress
@@ -110,7 +113,7 @@ def compressed(given: argparse.Namespace) -> tuple[Any, Any, Line]:
 
     gauge = Gauge()
     model: Any
-    model, tokenizer = load(resolve_model(MODEL))
+    model, tokenizer = begun or load(resolve_model(MODEL))
     with gauge("compress"):
         if given.one:
             shown = Calibration(SHOWN, given.windows * LENGTH, LENGTH, compute=given.compute)

@@ -22,6 +22,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,26 +130,32 @@ def measured(given: argparse.Namespace) -> Line:
 
 
 def tried(given: argparse.Namespace) -> tuple[Any, Any, Line]:
-    """The model of the best rate by a text of its own, and what that one cost; nothing is tried where no rate is open."""
+    """The model of the best rate by a text of its own, and what that one cost; nothing is tried where no rate is open.
+
+    What comes before the training is done once, and counted for every rate.
+    """
     from trimtab.data.windows import evaluation_windows
     from trimtab.measure.perplexity import token_losses
     from trimtab.tensors.products import fast_products
 
     if OPEN not in given.one:
         return oneshot.compressed(given)
-    losses, kept, model, peak = dict[float, float](), None, None, None
+    once, _, learned = given.one.rpartition(" -> ")
+    cut, tokenizer, first = oneshot.compressed(argparse.Namespace(**{**vars(given), "one": once}))
+    losses, kept, peak = dict[float, float](), None, None
     for rate in [given.rate] if given.rate else given.rates:
-        asked = argparse.Namespace(**{**vars(given), "one": given.one.replace(OPEN, f"{rate:g}")})
-        del model  # else it would count for the next one's memory
-        model, tokenizer, cost = oneshot.compressed(asked)
-        peak = peak or cost["peak"]  # of the first rate: beside later ones lies the best one so far
+        asked = argparse.Namespace(**{**vars(given), "one": learned.replace(OPEN, f"{rate:g}")})
+        model, _, cost = oneshot.compressed(asked, (deepcopy(cut), tokenizer))
+        peak = peak or max(first["peak"], cost["peak"])  # of the first rate: beside later ones lies the best one so far
         with fast_products():
             chosen_by = evaluation_windows(CHOSEN_BY, tokenizer, CHOOSING, oneshot.LENGTH, 0)
             losses[rate] = float(token_losses(model, chosen_by).double().mean())
-        if kept is None or losses[rate] < losses[kept[2]["rate"]]:
-            kept = model, tokenizer, {**cost, "rate": rate, "peak": peak}
+        if kept is None or losses[rate] < losses[kept[1]["rate"]]:
+            seconds = {name: first[name] + cost[name] for name in ("seconds", "processor")}
+            kept = model, {**cost, **seconds, "rate": rate, "peak": peak}
+        del model  # else it would count for the next one's memory
     assert kept is not None
-    return kept[0], kept[1], {**kept[2], "apart": {f"{rate:g}": loss for rate, loss in losses.items()}}
+    return kept[0], tokenizer, {**kept[1], "apart": {f"{rate:g}": loss for rate, loss in losses.items()}}
 
 
 def looked_at(model: Any) -> Line:

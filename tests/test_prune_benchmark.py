@@ -60,21 +60,30 @@ def test_other_levels_take_the_rate_that_was_best_where_all_were_tried():
 
 
 def test_the_rate_that_is_kept_is_best_on_a_text_of_its_own(monkeypatch):
-    def compressed(given):
-        return given.one, None, {"seconds": float(given.one), "peak": 1 + float(given.one)}
+    """What is cut before is cut once, and counts for every rate."""
+    asked: list[str] = []
+
+    def compressed(given, begun=None):
+        asked.append(given.one)
+        took = float(given.one or 0)
+        return given.one, None, {"seconds": took, "processor": took, "peak": 1 + took}
 
     monkeypatch.setattr("oneshot.compressed", compressed)
     monkeypatch.setattr("trimtab.data.windows.evaluation_windows", lambda *asked: None)
     monkeypatch.setattr(
         "trimtab.measure.perplexity.token_losses", lambda model, windows: (torch.tensor(float(model)) - 0.3).abs()
     )
-    given = argparse.Namespace(one=prune.OPEN, rate=None, rates=(0.1, 0.25, 0.5))
+    given = argparse.Namespace(one=f"2 -> {prune.OPEN}", rate=None, rates=(0.1, 0.25, 0.5))
     model, _, cost = prune.tried(given)
-    assert (model, cost["rate"], cost["seconds"]) == ("0.25", 0.25, 0.25)
-    assert cost["peak"] == 1.1, "of the first: later ones run beside the best so far"
+    assert asked == ["2", "0.1", "0.25", "0.5"]
+    assert (model, cost["rate"], cost["seconds"], cost["processor"]) == ("0.25", 0.25, 2.25, 2.25)
+    assert cost["peak"] == 3.0, "the cut took more than the first training; later ones run beside the best so far"
     assert cost["apart"] == pytest.approx({"0.1": 0.2, "0.25": 0.05, "0.5": 0.2})
+    alone = argparse.Namespace(**{**vars(given), "one": prune.OPEN})
+    assert (prune.tried(alone)[2]["seconds"], prune.tried(alone)[2]["peak"]) == (0.25, 1.1)
     assert prune.tried(argparse.Namespace(**{**vars(given), "rate": 0.5}))[2]["rate"] == 0.5
-    assert prune.tried(argparse.Namespace(**{**vars(given), "one": "3"})) == ("3", None, {"seconds": 3.0, "peak": 4.0})
+    fixed = argparse.Namespace(**{**vars(given), "one": "3"})
+    assert prune.tried(fixed) == ("3", None, {"seconds": 3.0, "processor": 3.0, "peak": 4.0})
 
 
 def test_every_side_is_set_against_the_baseline():
