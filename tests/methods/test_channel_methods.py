@@ -18,7 +18,7 @@ from trimtab.engine.run import run
 from trimtab.formats import Dense
 from trimtab.stats import BlockCosine, Fisher, Gradient, InputNorm, Moments
 from trimtab.testing.checks_channel import narrows_truly
-from trimtab.testing.roundtrip import ran, shown
+from trimtab.testing.roundtrip import logits, ran, shown
 from trimtab.testing.tiny import tiny
 
 UP, DOWN = Site("up", Role.UP, (6, 4), block=0), Site("down", Role.DOWN, (4, 6), block=0)
@@ -191,3 +191,13 @@ def test_what_is_left_is_known_without_asking_again(family: str) -> None:
     for one, other in zip(expected, found, strict=True):
         assert [m.site for m in one.members] == [m.site for m in other.members]
         assert all(torch.equal(a.indices, b.indices) for a, b in zip(one.members, other.members, strict=True))
+
+
+def test_what_is_looked_at_is_as_many_windows_as_were_asked_for():
+    first, other = shown(tiny("llama"))[0][:2].split(1)
+    kept = []
+    for second in (other, other.flip(1)):
+        model = tiny("llama")
+        run(model, Recipe((get("adapt_pruner")(sparsity=0.4, windows=1, amplitude=0.1),)), [torch.cat([first, second])])
+        kept.append(logits(model))
+    torch.testing.assert_close(kept[0], kept[1], rtol=0, atol=0)

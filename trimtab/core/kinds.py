@@ -275,7 +275,7 @@ class ChannelMethod(Method):
 
     The knobs are the engine's to read. Statistics of inputs are of the consumer's; `seen[Original]`, and statistics on
     gradients, are mappings by the coupling's matrices, [out, in] each. Who needs gradients declares the knob `windows`: how many
-    windows of the calibration set they are taken of.
+    windows of the calibration set it looks at, for whatever it needs.
     """
 
     unit: ClassVar[tuple[Unit, ...]] = (Unit.NEURON, Unit.KV_GROUP)

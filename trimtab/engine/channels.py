@@ -18,7 +18,7 @@ from trimtab.core.places import Coupling, Member, Unit
 from trimtab.core.recipe import Step
 from trimtab.core.report import Receipt
 from trimtab.engine.apply import apply
-from trimtab.engine.gradients import backward
+from trimtab.engine.gradients import alone, backward
 from trimtab.engine.narrowing import narrows
 from trimtab.engine.observing import is_statistic, observe
 from trimtab.engine.references import Matrices
@@ -106,7 +106,7 @@ def _budget(method: ChannelMethod, anatomy: Anatomy, couplings: Sequence[Couplin
 def _scored(bench: Bench, number: int, method: ChannelMethod, anatomy: Anatomy, couplings: Sequence[Coupling]) -> _Scored:
     needs = [n for n in method.needs if n is not Original and getattr(n, "on", "") != "gradient"]
     consumers = [c.consumer.site for c in couplings]
-    watched = observe(bench, anatomy, needs, consumers, bench.seeds.at(number))
+    watched = observe(_looking(bench, method), anatomy, needs, consumers, bench.seeds.at(number))
     of_blocks = [n for n in needs if n.on == "block"]  # type: ignore[attr-defined]
     found = _Scored({}, {}, Seen({n: watched[n] for n in of_blocks}, bench.seeds.at(number)))
     for some, gradients in _by_block(bench, method, anatomy, couplings):
@@ -121,6 +121,12 @@ def _scored(bench: Bench, number: int, method: ChannelMethod, anatomy: Anatomy, 
             bench.drew |= shown.drew
             found.seen[coupling] = Seen(known, place)
     return found
+
+
+def _looking(bench: Bench, method: ChannelMethod) -> Bench:
+    """With the windows that the method asks for; with all where it does not say how many."""
+    windows = method.knobs().get("windows")
+    return bench if windows is None else replace(bench, batches=alone(bench.batches, windows))
 
 
 def _by_block(

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from trimtab.engine.run import Bench
 
 
+def alone(batches: Sequence[Tensor], windows: int) -> list[Tensor]:
+    """The first windows of all batches, each in a batch of its own: [1, length]."""
+    return [window[None] for batch in batches for window in batch][:windows]
+
+
 def backward(
     bench: Bench, anatomy: Anatomy, needs: Sequence[type[Statistic]], sites: Sequence[Site], windows: int
 ) -> Iterator[tuple[int, dict[Site, Stats]]]:
@@ -31,7 +36,7 @@ def backward(
 
     windows: how many of the calibration set are looked at, each by itself.
     """
-    shown = [window[None] for batch in bench.batches for window in batch][:windows]
+    shown = alone(bench.batches, windows)
     stream = Stream(anatomy, shown, bench.profile)
     entering: list[list[Tensor]] = []
     for block in range(len(anatomy.blocks)):

@@ -47,7 +47,7 @@ class AdaptPruner(ChannelMethod):
 
     steps: int = count("steps in which all channels would be gone; a budget takes that part of them", 50, high=1000)
     amplitude: float = number("by how much a step differs between blocks", 0.02, low=0.0, high=1.0)
-    windows: int = count("calibration windows that gradients are taken of", 10)
+    windows: int = count("calibration windows that are looked at in every step", 10)
 
     def check(self) -> None:
         if self.uniform:
