@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trimtab.host.compress import compress, plan
     from trimtab.host.export.job import export
     from trimtab.host.opening import load
+    from trimtab.host.skipping import skipping
     from trimtab.measure import measure
     from trimtab.measure import measure as evaluate
     from trimtab.measure.verbs import compare
@@ -54,6 +55,7 @@ _WHERE = {
     "method": "core.registry",
     "plan": "host.compress",
     "save": "host.checkpoint",
+    "skipping": "host.skipping",
 }
 
 _ROOMS = ("measure", "methods")  # `measure` can be called, `methods` has the classes
@@ -82,6 +84,7 @@ __all__ = [
     "methods",
     "plan",
     "save",
+    "skipping",
 ]
 
 

@@ -67,7 +67,7 @@ class Stream:
         self.anatomy, self.compute, self.present = anatomy, compute, present
         self.profile = profile or Profile()
         with self.profile("record"), torch.no_grad():
-            self.forms = _forms(anatomy, batches[0][:1, :8])
+            self.forms = forms(anatomy, batches[0][:1, :8])
             self.hidden: MutableSequence[Tensor] = [] if hidden is None else hidden
             self.calls: list[list[Call]] = [[] for _ in anatomy.blocks]
             shared = _Shared(compute)
@@ -331,7 +331,7 @@ def _outside(anatomy: Anatomy) -> list[nn.Parameter]:
         return list(anatomy.model.parameters())
 
 
-def _forms(anatomy: Anatomy, ids: Tensor) -> list[type]:
+def forms(anatomy: Anatomy, ids: Tensor) -> list[type]:
     """How each block returns: a tuple or a tensor. Asked by one run over a few tokens."""
     forms: list[type] = [Tensor] * len(anatomy.blocks)
 

@@ -2,9 +2,10 @@
 
 With L blocks, keep = floor(L / speedup) of them: block 0, block L - 1, and of those between, in order, every one whose index is
 a multiple of floor(L / (keep - 1)), until there are enough. The rest is removed, for the prompt as for what is generated; no
-data decide. Liu et al., 2024 (arXiv:2404.06954), where skipped blocks still read the prompt. Different: where too few indices are
-such multiples, the lowest others fill up; two blocks at least stay. `pattern` has what the paper compares with: the last blocks
-go ("early_exit"), or those in the middle ("contiguous").
+data decide. Liu et al., 2024 (arXiv:2404.06954), where skipped blocks still read the prompt: so does `trimtab.skipping`, which
+leaves the model whole and takes `skipped`. Different: where too few indices are such multiples, the lowest others fill up; two
+blocks at least stay. `pattern` has what the paper compares with: the last blocks go ("early_exit"), or those in the middle
+("contiguous").
 """
 
 from dataclasses import dataclass
@@ -44,12 +45,15 @@ class UnifiedSkip(ModelMethod):
     pattern: str = choice("which blocks stay", "unified", ("unified", "early_exit", "contiguous"))
 
     def rewrite(self, anatomy: "Anatomy", seen: Seen) -> Edits:
-        depth = len(anatomy.blocks)
+        return [DropBlock(block) for block in self.skipped(len(anatomy.blocks))]
+
+    def skipped(self, depth: int) -> list[int]:
+        """Of so many blocks, those that go, ascending. Raises `UsageError` where fewer than two would stay."""
         keep = int(depth / self.speedup)
         if keep < 2:
             raise UsageError(f"unified_skip: {depth} blocks at speedup={self.speedup} leave {keep}; two stay at least, use less")
         kept = {"unified": _spread, "early_exit": _front, "contiguous": _ends}[self.pattern](depth, keep)
-        return [DropBlock(block) for block in range(depth) if block not in kept]
+        return [block for block in range(depth) if block not in kept]
 
 
 def _spread(depth: int, keep: int) -> set[int]:
