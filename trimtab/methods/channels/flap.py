@@ -47,6 +47,8 @@ class Flap(ChannelMethod):
                 "wanda_sp(sparsity=0.2)",
                 published="14.62 < 22.12, LLaMA-7B, WikiText2",
             ),
+            Claim("beats-magnitude-sp-at-20", "flap(sparsity=0.2)", "<", "magnitude_sp(sparsity=0.2)"),
+            Claim("beats-llm-pruner-at-20", "flap(sparsity=0.2)", "<", "llm_pruner(sparsity=0.2)", note="neither is tuned"),
             Claim(
                 "search-beats-uniform-at-20",
                 "flap(sparsity=0.2)",

@@ -8,7 +8,7 @@ those that the layers have by then, as far as there is room (the last right sing
 as a "copy" of a and c, at "random", or at "zero"; and everything is trained on. What is stored is the matrix.
 Pham et al., WACV 2024 (arXiv:2311.04251), for images. Different: both small nets learn at once, with one embedding, head and
 loss, where the paper trains them one after the other; a single curve of learning rates; templates begin with the spread that the
-model wants for its matrices.
+model wants for its matrices. A trained model is no beginning: its matrices have no templates in common.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
