@@ -165,6 +165,8 @@ def _facts(made: Method) -> Iterator[str]:
     if isinstance(made, ProbeMethod):
         yield "Measures block by block and changes nothing"
         return
+    if isinstance(made, TrainedMethod):
+        yield f"Learns at up to {made.usual_rate:g} where no `--learning-rate` is given"
     if isinstance(made, AdapterMethod):
         yield "Trained beside frozen matrices in any format; `trimtab merge` folds it in where that is exact"
         if needs_text(made):

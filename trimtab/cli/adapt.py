@@ -38,7 +38,9 @@ def adapt(
     batch: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 8,
     at_once: Annotated[int, typer.Option(min=1, help="Rows per forward pass; the others of a step are accumulated.")] = 1,
     length: Annotated[int, typer.Option(min=2, help="Tokens per row at most; what is longer is cut, and counted.")] = 256,
-    learning_rate: Annotated[float, typer.Option(min=0, help="The highest; it rises at first and falls to zero.")] = 2e-4,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="The highest; it rises at first and falls to zero. (default: the method's)")
+    ] = None,
     decay: Annotated[float, typer.Option(min=0, help="Weight decay.")] = 0.0,
     validation: Annotated[str, typer.Option(help="A share of DATA, or other data of the same kind.")] = "0.05",
     general: Annotated[str, typer.Option(help="Text that is not learned, for methods that look at some.")] = "asset:squad-drop",
@@ -67,7 +69,8 @@ def adapt(
     if out is None:
         raise UsageError(f"no output folder given; {EXAMPLE}")
     asked: dict[str, Any] = {
-        **{"steps": steps, "epochs": epochs, "batch": batch, "length": length, "learning_rate": learning_rate, "decay": decay},
+        **{"steps": steps, "epochs": epochs, "batch": batch, "length": length, "decay": decay},
+        **({} if learning_rate is None else {"learning_rate": learning_rate}),
         **{
             "validation": _share(validation) if private is None or _is_given(ctx, "validation") else 0.0,
             "general": general,

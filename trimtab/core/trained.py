@@ -104,7 +104,9 @@ class Hook:
 
 
 class TrainedMethod(Method):
-    """Trained on data by `trimtab adapt`."""
+    """Trained on data by `trimtab adapt`. usual_rate: the highest learning rate, where nobody says another one."""
+
+    usual_rate: ClassVar[float] = 2e-4
 
 
 class Chosen(tuple[Site, ...]):

@@ -75,8 +75,8 @@ class Lesson:
     """What is to be learned and how.
 
     steps: None means `epochs` passes over the rows. validation: another source, or a share. general: text that is not learned,
-    for methods that look at some. compute: what products are taken in, float32 or bfloat16, which is faster where the processor
-    has it; what is trained is float32 in both.
+    for methods that look at some. learning_rate: the highest one; `adapt` takes the method's own for it. compute: what products
+    are taken in, float32 or bfloat16, which is faster where the processor has it; what is trained is float32 in both.
     """
 
     data: str
@@ -84,7 +84,7 @@ class Lesson:
     steps: int | None = None
     epochs: float = 1.0
     batch: int = 8
-    learning_rate: float = 2e-4
+    learning_rate: float = TrainedMethod.usual_rate
     decay: float = 0.0
     validation: str | float = 0.05
     general: str = Calibration().text
@@ -126,7 +126,7 @@ def adapt(
     the loss stops being finite.
     """
     method = as_trained(method)
-    asked = Lesson(str(data), **lesson)
+    asked = Lesson(str(data), **{"learning_rate": method.usual_rate, **lesson})
     check_compute(asked.compute)
     _check_private(privacy, asked, pace)
     check_apart(model, out)

@@ -41,6 +41,7 @@ class Hut(RankedMethod):
             ),
         ),
     )
+    usual_rate: ClassVar = 1e-3
 
     def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> "ElementwiseDelta":
         return ElementwiseDelta(fresh_product(weight, self.rank, 1.0, seen.generator))

@@ -42,6 +42,7 @@ class Lisa(ScheduleMethod):
             ),
         ),
     )
+    usual_rate: ClassVar = 5e-5
 
     active: int = count("how many blocks are trained at a time", 2)
     every: int = count("steps between draws", 20)

@@ -42,6 +42,7 @@ class Nola(RankedMethod):
             ),
         ),
     )
+    usual_rate: ClassVar = 1e-3
 
     rank: int = count("inner dimension of the product", 8)
     alpha: float = number("the product is multiplied by alpha / rank", 64.0, low=0.001)

@@ -56,6 +56,7 @@ class Tera(AdapterMethod):
             ),
         ),
     )
+    usual_rate: ClassVar = 1e-3
 
     rank: int = count("the most that a side of the core has", 16, high=64)
     scale: float = number("the change is multiplied by this", 1.0, low=1e-6)

@@ -1,0 +1,65 @@
+"""Where training meets a limit: the model's context, a full disk, a rate that nobody gave."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.core.errors import TrimtabError
+from trimtab.core.registry import get, ids
+from trimtab.core.trained import TrainedMethod
+from trimtab.host import adapt as adapting
+from trimtab.host import adapters
+from trimtab.host.adapt import adapt
+from trimtab.testing.folders import tiny_folder
+
+HOW: dict[str, Any] = {"batch": 2, "steps": 2, "validation": 0.2}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Half of the rows have more tokens, one for each byte, than 16."""
+    file = tmp_path / "rows.jsonl"
+    lines = [{"prompt": "a is ", "completion": "b" * (4 if number % 2 else 40)} for number in range(10)]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return file
+
+
+def test_rows_are_cut_where_the_models_context_ends_and_counted(data: Path, tmp_path: Path) -> None:
+    short = tiny_folder(tmp_path / "short", num_hidden_layers=1, max_position_embeddings=16)
+    done = adapt(short, data, "lora(rank=2)", tmp_path / "out", length=256, **HOW)
+    assert done.truncated + done.dropped == 5
+    assert all(length > 0 for length in done.tuned.losses)
+    roomy = tiny_folder(tmp_path / "roomy", num_hidden_layers=1, max_position_embeddings=64)
+    assert adapt(roomy, data, "lora(rank=2)", tmp_path / "whole", length=256, **HOW).truncated == 0
+
+
+def test_a_full_disk_leaves_the_old_adapter(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_folder(tmp_path / "base", num_hidden_layers=1)
+    out = tmp_path / "out"
+    adapt(base, data, "lora(rank=2)", out, **HOW)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def full(*asked: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as there:
+        there.setattr(adapters, "save_file", full)
+        with pytest.raises(TrimtabError, match="is full"):
+            adapt(base, data, "lora(rank=4)", out, overwrite=True, **HOW)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".out")]
+    adapt(base, data, "lora(rank=4)", out, overwrite=True, **HOW)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} != before
+
+
+def test_a_rate_that_nobody_gave_is_the_methods_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, rates = tiny_folder(tmp_path / "base", num_hidden_layers=2), []
+    tune = adapting.tune
+    monkeypatch.setattr(adapting, "tune", lambda *asked, **more: rates.append(asked[3].learning_rate) or tune(*asked, **more))
+    for method, more in (("lora(rank=2)", {}), ("lisa", {}), ("lisa", {"learning_rate": 1e-4})):
+        adapt(base, data, method, tmp_path / f"out{len(rates)}", **{**HOW, **more})
+    assert rates == [2e-4, 5e-5, 1e-4]
+    assert all(0 < get(id).usual_rate < 0.01 for id in ids() if issubclass(get(id), TrainedMethod))
