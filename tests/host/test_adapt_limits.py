@@ -1,4 +1,4 @@
-"""Where training meets a limit: the model's context, a full disk, a rate that nobody gave."""
+"""What a training leaves behind, and where it meets a limit: the model's context, a full disk, a rate that nobody gave."""
 
 import errno
 import json
@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
-from trimtab.core.errors import TrimtabError
+from trimtab.core.errors import ModelError, TrimtabError
 from trimtab.core.registry import get, ids
 from trimtab.core.trained import TrainedMethod
 from trimtab.host import adapt as adapting
 from trimtab.host import adapters
-from trimtab.host.adapt import adapt
+from trimtab.host.adapt import adapt, merge
+from trimtab.host.compress import compress
+from trimtab.host.curves import receipt_with
+from trimtab.report.reading import Node
+from trimtab.report.receipts import record
 from trimtab.testing.folders import tiny_folder
 
 HOW: dict[str, Any] = {"batch": 2, "steps": 2, "validation": 0.2}
@@ -63,3 +67,24 @@ def test_a_rate_that_nobody_gave_is_the_methods_own(data: Path, tmp_path: Path, 
         adapt(base, data, method, tmp_path / f"out{len(rates)}", **{**HOW, **more})
     assert rates == [2e-4, 5e-5, 1e-4]
     assert all(0 < get(id).usual_rate < 0.01 for id in ids() if issubclass(get(id), TrainedMethod))
+
+
+def test_the_receipt_of_what_was_trained_tells_how_it_learned(data: Path, tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base", num_hidden_layers=2)
+    compress(base, "rtn(bits=4, group_size=32)", out=tmp_path / "packed")
+    done = adapt(tmp_path / "packed", data, "lora(rank=2)", tmp_path / "adapter", **HOW)
+    merge(tmp_path / "packed", tmp_path / "adapter", tmp_path / "merged")
+    told = json.loads((tmp_path / "merged" / "receipt.json").read_text())
+    assert told["receipts"] == json.loads((tmp_path / "packed" / "receipt.json").read_text())["receipts"]
+    (learned,) = told["learned"]
+    assert learned["losses"] == done.tuned.losses
+    assert (learned["method"], learned["rows"]) == ("lora(rank=2)", done.rows)
+    assert [(one["step"], one["loss"]) for one in learned["validations"]] == done.tuned.validations
+    assert record(Node(told, "receipt.json")).learned[0].losses == tuple(done.tuned.losses)
+    adapt(base, data, "lisa(every=1)", tmp_path / "once", **HOW)
+    adapt(tmp_path / "once", data, "lisa(every=1)", tmp_path / "twice", **HOW)
+    both = json.loads((tmp_path / "twice" / "receipt.json").read_text())
+    assert [one["method"].partition("(")[0] for one in both["learned"]] == ["lisa", "lisa"]
+    (tmp_path / "receipt.json").write_text('{"learned": 3}')
+    with pytest.raises(ModelError, match="damaged: learned is no list"):
+        receipt_with(tmp_path, "base", None)

@@ -22,7 +22,7 @@ LARGEST = 2_000_000
 OUTER = ("html", "head", "body", "main", "h1", "style", "script")
 CHAPTERS = (
     *("summary", "trade-off", "size", "loss", "tasks", "calibration"),
-    *("text", "speed", "layers", "recipe", "receipt", "reading"),
+    *("text", "speed", "layers", "learning", "recipe", "receipt", "reading"),
 )
 
 
@@ -309,7 +309,7 @@ def test_hostile_text_stays_text_in_the_card():
     tokens = _tokens(card)
     assert [t.content.strip() for t in tokens if t.type == "html_block"] == ["<!-- trimtab report -->"]
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
-    assert len(headings) == 1 + 11
+    assert len(headings) == 1 + 12
     assert "https://" not in "".join(t.content for t in tokens if t.type == "inline")
 
 

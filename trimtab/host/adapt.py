@@ -27,6 +27,7 @@ from trimtab.engine import adapting
 from trimtab.formats import is_plain
 from trimtab.formats.deltas import LowRankDelta
 from trimtab.host import adapters, checkpoint
+from trimtab.host.curves import curve, receipt_with
 from trimtab.host.fingerprint import fingerprint
 from trimtab.host.finishing import Finishing, finishing
 from trimtab.host.model_assets import resolve_model
@@ -141,7 +142,8 @@ def adapt(
         base = adapters.Base(_called(model), fingerprint(folder))
         target = Path(out).expanduser().resolve()
         job = _Job(
-            method, Where(only, skip), asked, pace, privacy, opened, tokenizer, base, *_rows(asked, tokenizer, opened), target
+            *(method, Where(only, skip), asked, pace, privacy, folder, opened, tokenizer, base),
+            *(*_rows(asked, tokenizer, opened), target),
         )
         said = end.said(job.identity) if end else None
         if said is None:
@@ -164,6 +166,7 @@ class _Job:
     lesson: Lesson
     pace: Pace
     privacy: Privacy | None
+    folder: Path
     model: PreTrainedModel
     tokenizer: Any
     base: adapters.Base
@@ -268,10 +271,12 @@ def _privately(job: _Job, privacy: Privacy, course: Course, deltas: Mapping[str,
 
 
 def _write(job: _Job, done: Adapted, deltas: Mapping[str, Delta], overwrite: bool, ready: Callable[[Path], None]) -> None:
+    learned = curve(done.method, done.rows, done.tuned)
     if not isinstance(job.method, AdapterMethod):
-        checkpoint.save(job.model, job.tokenizer, job.out, overwrite=overwrite, ready=ready)
+        receipt = receipt_with(job.folder, job.base.name, learned)
+        checkpoint.save(job.model, job.tokenizer, job.out, overwrite=overwrite, receipt=receipt, ready=ready)
         return
-    said = {"lesson": asdict(job.lesson), "trained_parameters": done.trained_parameters, "tuned": asdict(done.tuned)}
+    said = {"lesson": asdict(job.lesson), "trained_parameters": done.trained_parameters, "learned": learned}
     said |= {"private": asdict(done.spent)} if done.spent else {}
     adapters.write(job.out, deltas, job.method, job.base, said, adapters.transposed(job.model, deltas), overwrite, ready)
 
@@ -299,8 +304,9 @@ def merge(
     anatomy = Anatomy.of(opened)
     adapters.read(anatomy, adapter, None if any_base else adapters.Base(_called(base), fingerprint(folder)))
     changed = adapting.merge(anatomy)
+    receipt = receipt_with(folder, _called(base), adapters.learned(adapter))
     watch(Progress("save", 0, 1, str(out)))
-    checkpoint.save(opened, tokenizer, out, overwrite=overwrite)
+    checkpoint.save(opened, tokenizer, out, overwrite=overwrite, receipt=receipt)
     return changed
 
 

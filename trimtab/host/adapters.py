@@ -108,6 +108,12 @@ def read(anatomy: Anatomy, folder: str | Path, base: Base | None = None) -> dict
     return made
 
 
+def learned(folder: str | Path) -> dict[str, Any] | None:
+    """How the adapter was trained, as it says itself; None for one of peft's, or of another tool."""
+    said = _about(Path(folder)).get("learned")
+    return said if isinstance(said, dict) else None
+
+
 def is_adapter(folder: Path) -> bool:
     return (folder / TENSORS).is_file() and any((folder / name).is_file() for name in (ABOUT, CONFIG))
 

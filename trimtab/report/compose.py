@@ -15,6 +15,7 @@ CHAPTERS = (
     answers.text,
     sections.speed,
     history.layers,
+    history.learning,
     history.recipes,
     history.receipt,
     history.reading,

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from trimtab.report import numbers, svg
 from trimtab.report.document import Bin, Estimate, Flips, Slice
 from trimtab.report.layout import Box, Scale, covering, frontier, place_labels, spans
-from trimtab.report.receipts import Cell
+from trimtab.report.receipts import Cell, Curve
 from trimtab.report.svg import Write, across
 
 PARTS = ("embedding", "attention", "mlp", "norms", "other")
@@ -176,6 +176,44 @@ def _line(points: Sequence[tuple[float, Estimate]], scale: Scale, kind: str) -> 
             drawn.append(svg.line(across(x), scale(e.low), across(x), scale(e.high), f"whisker {kind}"))
         drawn.append(svg.dot(across(x), scale(e.value), f"dot {kind}", 3.5))
     return drawn
+
+
+# --- what was learned ---------------------------------------------------------------------------------------------------
+
+MOST_STEPS = 200  # drawn of a training; of more, neighbours are averaged
+
+
+def learning_lines(learned: Curve, height: float, label: str) -> Markup:
+    """Loss of the steps as a line, validations as dots; steps to the right, nats per learned token upwards."""
+    losses, steps = _thinned(learned.losses), max(len(learned.losses), *(step for step, _ in learned.validations), 1)
+    checked = [(step, loss) for step, loss in learned.validations if isfinite(loss)]
+    scale = covering([loss for _, loss in (*losses, *checked)], height - 24, 6)
+    drawn = [svg.line("0%", scale(t), "100%", scale(t), "rule") for t in scale.ticks(4)]
+    drawn += [svg.words(numbers.figure(t), -8, scale(t) + 4, "tick", "end") for t in scale.ticks(4)]
+    drawn += [svg.words(f"{steps * quarter // 4}", across(25 * quarter), height - 6) for quarter in range(5)]
+    drawn += [
+        svg.line(across(100 * a / steps), scale(before), across(100 * b / steps), scale(after), "line base")
+        for (a, before), (b, after) in pairwise(losses)
+    ]
+    drawn += [
+        svg.line(across(100 * a / steps), scale(before), across(100 * b / steps), scale(after), "line own")
+        for (a, before), (b, after) in pairwise(checked)
+    ]
+    drawn += [
+        svg.dot(across(100 * step / steps), scale(loss), "dot own", 3.5, svg.element("title", f"step {step}: {loss:.4f}"))
+        for step, loss in checked
+    ]
+    return svg.drawing(height, svg.group(drawn, transform=f"translate({SIDE},0)"), label=label, class_="inset")
+
+
+def _thinned(losses: Sequence[float]) -> list[tuple[float, float]]:
+    """(step, mean loss of the steps around it), finite ones alone."""
+    width, known = ceil(len(losses) / MOST_STEPS), list[tuple[float, float]]()
+    for begin in range(0, len(losses), max(width, 1)):
+        some = [loss for loss in losses[begin : begin + width] if isfinite(loss)]
+        if some:
+            known.append((begin + (width - 1) / 2, sum(some) / len(some)))
+    return known
 
 
 # --- calibration --------------------------------------------------------------------------------------------------------

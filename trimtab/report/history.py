@@ -8,18 +8,21 @@ from math import isfinite, nan
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from trimtab.report import figures, numbers
 from trimtab.report.content import Block, Cell, Code, Facts, Figure, Figures, Notes, Section, Table, table
 from trimtab.report.document import Document, Model
 from trimtab.report.numbers import listed
 from trimtab.report.receipts import Cell as Layer
-from trimtab.report.receipts import Record
+from trimtab.report.receipts import Curve, Record
 
 MOST_CELLS = 9000  # drawn in all: a page stays below 2 MB
 MOST_HOVERS = 2500
 LONGEST_RECIPE = 20000  # characters
 MOST_RAISED = 40
+MOST_CURVES = 12  # drawn
+ENDS = 10
 
 
 def layers(found: Document) -> Section | None:
@@ -108,6 +111,43 @@ def _all_layers(model: Model, held: Record) -> Table:
 
 def _layer(cell: Layer | None) -> Cell:
     return Cell(numbers.figure(cell.bits), numbers.roughly(cell.error) if isfinite(cell.error) else "") if cell else Cell()
+
+
+def learning(found: Document) -> Section | None:
+    """How the loss fell in every training that a receipt tells of."""
+    curves = [(model, curve) for model in found.models if model.record for curve in model.record.learned]
+    if not curves:
+        return None
+    height = 190
+    panels = tuple(
+        Figure(f"{model.name}: {curve.method}", figures.learning_lines(curve, height, f"loss of {model.name} by step"))
+        for model, curve in curves[:MOST_CURVES]
+        if curve.is_drawable
+    )
+    key = Markup('<span class="key base"></span> rows of the step <span class="key own"></span> validation')
+    columns = ("model", "method", "rows", "steps", "loss at first", "loss at last", "validation at first", "best", "seconds")
+    rows = [_curve_row(model, curve) for model, curve in curves]
+    left = f" Drawn are the first {MOST_CURVES} of {len(curves)} trainings." if len(curves) > MOST_CURVES else ""
+    lead = f"Nats per learned token; the first and the last loss are means over {ENDS} steps.{left}"
+    blocks = (Figures(panels, "Loss by step", key), table("What was trained", columns, rows))
+    return Section("learning", "How it learned", lead, blocks)
+
+
+def _curve_row(model: Model, curve: Curve) -> tuple[Cell, ...]:
+    known = [loss for loss in curve.losses if isfinite(loss)]
+    ends = [sum(some) / len(some) if some else nan for some in (known[:ENDS], known[-ENDS:])]
+    checked = [loss for _, loss in curve.validations if isfinite(loss)]
+    best = f"{numbers.figure(min(checked))} after step {curve.best}" if checked else numbers.UNKNOWN
+    return (
+        Cell(model.name, numeric=False),
+        Cell(curve.method, numeric=False),
+        Cell(numbers.count(curve.rows)),
+        Cell(numbers.count(len(curve.losses))),
+        *(Cell(numbers.figure(end)) for end in ends),
+        Cell(numbers.figure(checked[0]) if checked else numbers.UNKNOWN),
+        Cell(best),
+        Cell(f"{curve.seconds:.0f}" if isfinite(curve.seconds) else numbers.UNKNOWN),
+    )
 
 
 def recipes(found: Document) -> Section | None:

@@ -63,6 +63,11 @@ class Node:
             raise UsageError(f"{self._at(key)} must hold texts only")
         return tuple(values)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """NaN where one is null."""
+        values = self._typed(key, list | tuple, "a list") or []
+        return tuple(Node({key: value}, self.place).number(key) for value in values)
+
     def plain(self, key: str) -> dict[str, Any]:
         """An object as it is, {} where there is none."""
         return self._typed(key, dict, "an object") or {}

@@ -52,8 +52,24 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A training. losses: nats per learned token, of every step before it was taken. validations: (steps taken, loss)."""
+
+    method: str
+    rows: int
+    losses: tuple[float, ...]
+    validations: tuple[tuple[int, float], ...]
+    best: int
+    seconds: float
+
+    @property
+    def is_drawable(self) -> bool:
+        return any(isfinite(loss) for loss in (*self.losses, *(loss for _, loss in self.validations)))
+
+
+@dataclass(frozen=True)
 class Record:
-    """The receipt of a folder. raised: (place, damping asked for, damping used)."""
+    """The receipt of a folder. raised: (place, damping asked for, damping used). learned: trainings, the first one first."""
 
     model: str
     recipe: dict[str, Any]
@@ -66,6 +82,7 @@ class Record:
     seeded: bool
     shown: dict[str, Any]
     made: dict[str, Any]
+    learned: tuple[Curve, ...] = ()
 
 
 def record(node: Node) -> Record:
@@ -84,7 +101,14 @@ def record(node: Node) -> Record:
         node.fields.get("seeded") is not False,
         node.plain("shown"),
         node.plain("made"),
+        tuple(_curve(part) for part in node.nodes("learned")),
     )
+
+
+def _curve(node: Node) -> Curve:
+    validations = tuple((one.count("step"), one.number("loss")) for one in node.nodes("validations"))
+    numbers = node.count("best"), node.number("seconds")
+    return Curve(node.text("method"), node.count("rows"), node.numbers("losses"), validations, *numbers)
 
 
 def _line(node: Node) -> Line:
