@@ -283,10 +283,11 @@ def page(found: list[Line]) -> str:
 
 
 HEAD = (
-    "| method | trained parameters | rate | learned, nats (95 % interval) | forgotten, nats (95 % interval) "
-    "| seconds per step | weights MB | gradients and states MB | seeds |"
+    f"| method | trained parameters | rate | learned, nats (95 % interval) | against `{BUDGET}`, nats "
+    "| forgotten, nats (95 % interval) | seconds per step | weights MB | gradients and states MB | of full tuning's | seeds |"
 )
-RULE = "|---|---|---|---|---|---|---|---|---|"
+RULE = "|---|---|---|---|---|---|---|---|---|---|---|"
+FULL = "lisa(active=1000)"
 
 
 def about(line: Line) -> str:
@@ -295,15 +296,19 @@ def about(line: Line) -> str:
         f"{setting['steps']} steps, {setting['batch']} rows of up to {setting['length']} tokens, threads: {setting['threads']}. "
         f"Learned: the loss of {len(line['learned'])} rows less that before the training; lower is better. Forgotten: the same "
         f"of {len(line['general'])} windows of `{setting['general']}`. Intervals are over rows or windows, and seeds. Beside a "
-        f"compressed base, both are against that base. Of the model: {setting['history']}."
+        f"compressed base, both are against that base. Against `{BUDGET}`, beside the model as it came, losses themselves "
+        f"are set, of the seeds that both have. Full tuning is `{FULL}`. Of the model: {setting['history']}."
     )
 
 
 def table(own: list[Line]) -> list[str]:
     """By what was learned."""
     rows = []
+    usual = {line["seed"]: line["learned"] for line in own if line["recipe"] == BUDGET}
+    full = max((line["gradients_and_states"] for line in own if line["recipe"] == FULL), default=0)
     for recipe in dict.fromkeys(line["recipe"] for line in own):
         some = [line for line in own if line["recipe"] == recipe]
+        both = [(line["learned"], usual[line["seed"]]) for line in some if line["seed"] in usual and recipe != BUDGET]
         first, base = some[0], [line["before"] for line in some]
         learned, forgotten = (apart([line[what] for line in some], [line[what] for line in base]) for what in KINDS)
         cells = (
@@ -311,10 +316,12 @@ def table(own: list[Line]) -> list[str]:
             f"{first['parameters']:,}",
             ", ".join(sorted({f"{line['rate']:g}" for line in some})),
             learned,
+            apart(*map(list, zip(*both, strict=True))) if both else "",
             forgotten,
             f"{fmean(line['seconds_per_step'] for line in some):.3f}",
             f"{first['weights'] / 1e6:.1f}",
             f"{max(line['gradients_and_states'] for line in some) / 1e6:.2f}",
+            f"1/{full / max(line['gradients_and_states'] for line in some):.1f}" if full else "",
             len(some),
         )
         rows.append((fmean(value for line in some for value in line["learned"]), row(cells)))

@@ -67,6 +67,12 @@ def test_the_page_has_what_was_learned_and_forgotten_best_first() -> None:
     assert "-1.0500 (" in told
     assert "+0.1500 (" in told
     assert "| `lora(rank=8)` | 1,234 | 0.001 |" in told
+    bone, lora = (row.split(" | ") for row in told.splitlines() if row.startswith(("| `bone", "| `lora")))
+    assert bone[4].startswith("-1.0000 ("), "against the same seed of LoRA, loss against loss"
+    assert lora[4] == ""
+    assert bone[9] == "", "full tuning was not measured"
+    found.append({**line(adapt.FULL, 0, 3.0), "gradients_and_states": 12e6})
+    assert "| 1/4.0 | 2 |" in adapt.page(found)
 
 
 def test_later_seeds_take_the_rate_that_was_best_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
