@@ -63,7 +63,7 @@ def line(recipe: str, seed: int, learned: float) -> dict[str, object]:
 def test_the_page_has_what_was_learned_and_forgotten_best_first() -> None:
     found = [line("lora(rank=8)", seed, 2.0) for seed in (0, 1)] + [line("bone(rank=8)", 0, 1.0)]
     told = adapt.page(found)
-    assert told.index("bone") < told.index("lora")
+    assert told.index("| `bone") < told.index("| `lora")
     assert "-1.0500 (" in told
     assert "+0.1500 (" in told
     assert "| `lora(rank=8)` | 1,234 | 0.001 |" in told
