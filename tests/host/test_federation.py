@@ -10,9 +10,9 @@ import torch
 
 import trimtab as tt
 from trimtab.core.errors import TrimtabError
-from trimtab.host.federated import Change, Client, Layers, Terms, Upload, joined, layers, learn, write
+from trimtab.host.federated import Change, Client, Joining, Layers, Terms, Upload, joined, layers, learn, write
 from trimtab.host.pretrain import Course
-from trimtab.tensors.federated import averaged
+from trimtab.tensors.federated import averaged, stacked
 from trimtab.testing.folders import tiny_folder
 from trimtab.testing.tiny import tokens
 
@@ -126,6 +126,37 @@ def test_flower_carries_it(terms: Terms, clients: list[Client], tmp_path: Path) 
     assert refused == [{}, {}]
     assert {left.shape[1] for left, _ in change.values()} == {2 * sum(RANKS[:3])}
     assert torch.isfinite(product(change)).all()
+
+
+@pytest.mark.parametrize("by", [stacked, averaged])
+def test_flower_comes_to_what_was_computed_without_it(
+    terms: Terms, clients: list[Client], wanted: Layers, uploads: dict[str, Upload], by: Joining
+) -> None:
+    """Four ranks, stacked and, to compare with, averaged; the client of rank 8 sends numbers that are not finite."""
+    pytest.importorskip("ray")
+    pytest.importorskip("flwr")
+    from flwr.app import ArrayRecord, Context, Message
+    from flwr.clientapp import ClientApp
+
+    from trimtab.host.flower import client_app, simulate
+
+    app, own = ClientApp(), client_app(terms, clients)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = own(message, context)
+        if int(context.node_config["partition-id"]) == 1:
+            spoiled = {name: math.nan * one for name, one in reply.content["arrays"].to_torch_state_dict().items()}
+            reply.content["arrays"] = ArrayRecord(spoiled)
+        return reply
+
+    change, (refused,) = simulate(terms, clients, 1, by, app)
+    assert [why.endswith("is not finite") for why in refused.values()] == [True]
+    sane = {name: upload for name, upload in uploads.items() if name != "1"}
+    expected, _ = joined(wanted, {}, sane, by)
+    torch.testing.assert_close(product(change), product(expected), rtol=1e-4, atol=1e-7)
+    error = float((product(change) - mean(sane)).norm() / mean(sane).norm())
+    assert error < 1e-4 if by is stacked else error > 0.1
 
 
 def test_an_answer_that_is_no_change_is_left_out(wanted: Layers, uploads: dict[str, Upload]) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from trimtab.core.errors import TrimtabError, UsageError
-from trimtab.host.federated import Change, Client, Layers, Terms, Upload, joined, layers, learn
+from trimtab.host.federated import Change, Client, Joining, Layers, Terms, Upload, joined, layers, learn
+from trimtab.tensors.federated import stacked
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 try:
@@ -30,18 +31,18 @@ LOG = logging.getLogger(__name__)
 
 
 class Flora(FedAvg):  # type: ignore[misc]
-    """Federated averaging in which changes are stacked. wanted: layers that are changed."""
+    """Federated averaging in which changes are stacked. wanted: layers that are changed; by: another way to make them one."""
 
-    def __init__(self, wanted: Layers, **options: Any):
+    def __init__(self, wanted: Layers, by: Joining = stacked, **options: Any):
         super().__init__(fraction_evaluate=0.0, **options)
-        self.wanted = wanted
+        self.wanted, self.by = wanted, by
         self.change: Change = {}
         self.refused: list[dict[str, str]] = []  # by round: clients whose uploads were left out, and why
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         uploads, unread = _uploads(reply for reply in replies if not reply.has_error())
         try:
-            self.change, refused = joined(self.wanted, self.change, uploads)
+            self.change, refused = joined(self.wanted, self.change, uploads, self.by)
         except TrimtabError as error:
             LOG.warning("round %d: %s", server_round, error)
             return None, None
@@ -63,19 +64,22 @@ def client_app(terms: Terms, clients: Sequence[Client]) -> ClientApp:
     return app
 
 
-def simulate(terms: Terms, clients: Sequence[Client], rounds: int = 3) -> tuple[Change, list[dict[str, str]]]:
+def simulate(
+    terms: Terms, clients: Sequence[Client], rounds: int = 3, by: Joining = stacked, app: ClientApp | None = None
+) -> tuple[Change, list[dict[str, str]]]:
     """(the change after some rounds on this machine, by round the clients that were left out and why).
 
+    by: how changes of a layer become one. app: what plays the clients, `client_app` by default.
     Raises `TrimtabError` where no round brought a change.
     """
-    strategy = Flora(layers(terms), min_train_nodes=len(clients), min_available_nodes=len(clients))
+    strategy = Flora(layers(terms), by, min_train_nodes=len(clients), min_available_nodes=len(clients))
     server = ServerApp()
 
     @server.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         strategy.start(grid, ArrayRecord(), num_rounds=rounds)
 
-    run_simulation(server, client_app(terms, clients), num_supernodes=len(clients))
+    run_simulation(server, app or client_app(terms, clients), num_supernodes=len(clients))
     if not strategy.change:
         raise TrimtabError("no round brought a change that can be used; what the clients said is in Flower's log")
     return strategy.change, strategy.refused
