@@ -68,8 +68,9 @@ def tree(path: Path) -> ast.Module:
 
 
 def room(path: Path) -> str:
+    """The folder; of the file that runs the package itself "cli", the command line beginning there."""
     parts = path.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else ""
+    return parts[0] if len(parts) > 1 else "cli" if path.name == "__main__.py" else ""
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

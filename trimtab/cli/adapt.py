@@ -10,6 +10,7 @@ from trimtab.cli.options import Device, Dtype, Json, Quiet, Style, Verbose, devi
 from trimtab.cli.progress import spell, working
 from trimtab.cli.request import Request, knob_rows, sort_words
 from trimtab.core.errors import UsageError, did_you_mean
+from trimtab.host.ranks import is_first
 
 if TYPE_CHECKING:
     from trimtab.core.kinds import Method
@@ -82,7 +83,7 @@ def adapt(
         **{"dtype": dtype_of(dtype), "device": device_of(device), "overwrite": overwrite},
     }
     try:
-        with working(quiet, verbose, progress, resumable=True) as watch:
+        with working(quiet or not is_first(), verbose, progress, resumable=True) as watch:
             from trimtab.host.adapt import adapt as run
             from trimtab.host.adapt import as_trained
             from trimtab.host.private import Privacy
@@ -95,7 +96,8 @@ def adapt(
         code = Exit.RESUMABLE if isinstance(error, Terminated) else Exit.INTERRUPTED
         goes_on = "begins anew" if private is not None else "goes on from the last validation"
         raise Interrupted(f"stopped; the same command {goes_on}", code) from error
-    show.as_json(done.json()) if json else _tell(done, model)
+    if is_first():
+        show.as_json(done.json()) if json else _tell(done, model)
 
 
 def merge(

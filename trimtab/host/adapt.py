@@ -36,7 +36,8 @@ from trimtab.host.peak import peak_memory
 from trimtab.host.pretrain import Course
 from trimtab.host.private import Privacy, Spent, of_blocks, tune_privately
 from trimtab.host.publish import check_apart, check_target
-from trimtab.host.trainer import Pace, digest_of, is_first, tune, validation_loss
+from trimtab.host.ranks import is_first
+from trimtab.host.trainer import Pace, digest_of, tune, validation_loss
 from trimtab.host.tuned import Tuned
 
 SHOWN = 256  # rows before training

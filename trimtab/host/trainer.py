@@ -11,7 +11,6 @@ result. A loss that is not finite ends the training before it can touch a parame
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from trimtab.data.examples import Row, batch
 from trimtab.engine.packed_linear import nothing_kept_unpacked
 from trimtab.host.objectives import Objective, answers, computed_in
 from trimtab.host.pretrain import CLIP, RECENT, Course
+from trimtab.host.ranks import is_first, processes
 from trimtab.host.traceless import lent, own_randomness
 from trimtab.host.tuned import DivergedError, Keeper, Tuned
 
@@ -146,11 +146,6 @@ def _check(rows: Sequence[Row], course: Course, pace: Pace) -> None:
         raise UsageError(f"a batch of {course.batch} rows cannot be taken {pace.at_once} at once; use a divisor")
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes; there are others under `accelerate launch` only."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def digest_of(rows: Sequence[Row]) -> str:
     """SHA-256, in hex, of what the rows show and teach."""
     digest = hashlib.sha256()
@@ -245,7 +240,7 @@ class _Walk:
         """A step was taken: its loss counts, and where a checkpoint is due, the model is validated and kept. What is kept has a
         finite loss, on some of the rows that are learned where none are held out."""
         so_far = self.so_far
-        so_far.losses.append(self.loss)
+        so_far.losses.append(_of_all(self.loss, self.model.device))
         self.loss = 0.0
         steps = len(so_far.losses)
         if steps % self.every and steps < self.course.steps:
@@ -268,6 +263,15 @@ class _Walk:
         recent = self.so_far.losses[-RECENT:]
         said = f"loss {sum(recent) / len(recent):.3f}" if recent else ""
         return said + (f", validation {self.so_far.validations[-1][1]:.3f}" if self.so_far.validations else "")
+
+
+def _of_all(loss: float, device: torch.device) -> float:
+    """Its sum over the processes, each of which had some rows of the step."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return loss
+    summed = torch.tensor(loss, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(summed)
+    return float(summed)
 
 
 class _Rest(Dataset[dict[str, Tensor]]):
@@ -365,7 +369,7 @@ def _walked(walk: _Walk) -> None:
 
 
 def _arguments(walk: _Walk, scratch: str) -> TrainingArguments:
-    parts, others = walk.course.batch // walk.pace.at_once, int(os.environ.get("WORLD_SIZE", "1"))
+    parts, others = walk.course.batch // walk.pace.at_once, processes()
     if parts % others:
         raise UsageError(f"{parts} passes a step cannot be shared by {others} processes; use a greater --batch")
     return TrainingArguments(

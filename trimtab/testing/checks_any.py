@@ -150,7 +150,7 @@ def _illegal(knob: Knob) -> Iterator[Any]:
     if knob.options:
         yield "no such option" if knob.type is str else max(knob.options) + 1
     elif knob.type is str:
-        yield from (3, "\N{BLACK SQUARE} is no value of any grammar")
+        yield from (3, "\N{BLACK SQUARE}\N{NULL} is no value of any grammar")
     else:
         yield from ("1", nan)
         yield from () if knob.low is None else (knob.type(knob.low) - 1,)

@@ -108,7 +108,7 @@ class Interleaved(Narrower):
         self.free, self.ending, self.method = dict(learners), ending, method
         self.register_buffer("owed", torch.zeros(len(couplings), dtype=torch.float64, device=device))
         parts = min(method.stages, method.steps)
-        self.cuts = {number * method.steps // parts: number + 1 for number in range(parts)}  # step -> stages behind it
+        self.behind = {number * method.steps // parts: number + 1 for number in range(parts)}  # step -> stages
         self.cosines: list[Tensor] = []  # of the windows of the step under way, [blocks] each
         self.looks = False
 
@@ -118,7 +118,7 @@ class Interleaved(Narrower):
         return self.looks
 
     def before_step(self, step: int, optimizer: Optimizer) -> None:
-        self.looks = step in self.cuts
+        self.looks = step in self.behind
         self.cosines = []
 
     def loss(self, said: Said, taught: Said | None, ids: Tensor, share: Tensor) -> Tensor:
@@ -133,16 +133,16 @@ class Interleaved(Narrower):
 
     @torch.no_grad()
     def before_update(self, step: int, optimizer: Optimizer) -> None:
-        if step not in self.cuts:
+        if step not in self.behind:
             return
-        part = 1 / len(self.cuts)
+        part = 1 / len(self.behind)
         losing = part * (1 - self.method.amplitude * importance(torch.stack(self.cosines).mean(0)))  # [blocks]
         whole = sum(gate.coupling.cost * gate.coupling.units for gate in self.gates)
         for i, gate in enumerate(self.gates):
             own = gate.coupling.cost * gate.coupling.units
             self.owed[i] += losing[gate.coupling.block].clamp_min(0) * self.budget * own / whole
         asked = [([i], float(cost)) for i, cost in enumerate(self.owed)]
-        self.close([self._worth(gate.coupling) for gate in self.gates], asked, self.cuts[step] * part * self.budget)
+        self.close([self._worth(gate.coupling) for gate in self.gates], asked, self.behind[step] * part * self.budget)
 
     def _worth(self, coupling: Coupling) -> Tensor:
         """[units] float64."""

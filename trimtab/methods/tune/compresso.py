@@ -10,9 +10,8 @@ folded into their consumer's columns, and the updates learn on. Updates go to qu
 With `hidden`, one more gate stands before all that is written to the residual stream; the size that is expected to be left is the
 mean P of its channels times the sum over couplings of cost P, embedding and head not counted. Its channels are chosen first. With
 `prompt`, a text that tells the model what happens to it stands before every window, and is to stand before every text afterwards.
-Guo et al., 2023 (arXiv:2310.05015). Different: no gates on whole blocks; the residual stream's gate is off unless asked for, its
-width is one that heads divide, and a tied head gets a matrix of its own; the prompt, in our words, is off unless asked for,
-the calibration text being no instructions; one learning rate for the updates in both phases.
+Guo et al., 2023 (arXiv:2310.05015). Different: no gates on whole blocks; the residual stream's gate and the prompt, which is in
+our words, are off unless asked for; the width left is one that heads divide; one learning rate for the updates in both phases.
 """
 
 import math
@@ -53,6 +52,11 @@ PROMPT = (
 )
 
 
+def _written(prompt: str) -> None:
+    if "\0" in prompt:
+        raise ValueError("a prompt is text, without NUL characters")
+
+
 @dataclass(frozen=True)
 class Compresso(NarrowingMethod):
     card: ClassVar = Card(
@@ -89,7 +93,7 @@ class Compresso(NarrowingMethod):
     rank: int = count("of the update of a matrix, which is folded in", 8)
     alpha: float = number("the update is multiplied by alpha / rank", 8.0, low=0.001)
     hidden: bool = flag("channels of the residual stream may go, too", False)
-    prompt: str = text("stands before every window, and before every text afterwards; none if empty", "", str)
+    prompt: str = text("stands before every window, and before every text afterwards; none if empty", "", _written)
     steps: int = count("steps of training", 100)
     windows: int = count("windows in a step", 4)
     learning_rate: float = number("the highest one, of the updates", 4e-4, low=1e-8)
