@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import trimtab as tt
 from trimtab.core.errors import ModelError, TrimtabError
 from trimtab.core.registry import get, ids
 from trimtab.core.trained import TrainedMethod
@@ -87,4 +89,25 @@ def test_the_receipt_of_what_was_trained_tells_how_it_learned(data: Path, tmp_pa
     assert [one["method"].partition("(")[0] for one in both["learned"]] == ["lisa", "lisa"]
     (tmp_path / "receipt.json").write_text('{"learned": 3}')
     with pytest.raises(ModelError, match="damaged: learned is no list"):
-        receipt_with(tmp_path, "base", None)
+        receipt_with(tmp_path, "base", [])
+
+
+def test_adapters_of_one_model_add_up(data: Path, tmp_path: Path) -> None:
+    """In float64: the changes of channels that are not the same do not disturb each other, and those of both are there."""
+    base = tiny_folder(tmp_path / "base", num_hidden_layers=2)
+    made = [
+        adapt(base, data, f"s2ft(share=0.1, slices='{slices}')", tmp_path / slices, learning_rate=1e-2, **HOW)
+        for slices in ("vd", "ou")
+    ]
+    folders = [one.folder for one in made]
+    changed = merge(base, folders, tmp_path / "both", dtype=torch.float64)
+    alone = [merge(base, one, tmp_path / f"alone{number}", dtype=torch.float64) for number, one in enumerate(folders)]
+    assert sorted(changed) == sorted(alone[0] + alone[1])
+    there = {name: tt.load(tmp_path / name, dtype=torch.float64)[0].state_dict() for name in ("base", "both", "alone0", "alone1")}
+    for name, weight in there["base"].items():
+        parts = [(there[f"alone{number}"][name] - weight.double()) for number in range(2)]
+        torch.testing.assert_close(there["both"][name], weight.double() + sum(parts), atol=0, rtol=0)
+    again = merge(base, [folders[0], tmp_path / "vd"], tmp_path / "twice", dtype=torch.float64)
+    assert len(again) == len(alone[0])
+    told = json.loads((tmp_path / "both" / "receipt.json").read_text())["learned"]
+    assert [one["method"] for one in told] == [one.method for one in made]

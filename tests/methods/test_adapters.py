@@ -1,12 +1,15 @@
 """What is special about single adapters: PiSSA's rest rounds better, DoRA keeps lengths, ALLoRA's rates, LISA's memory."""
 
+from dataclasses import replace
 from math import sqrt
 
+import pytest
 import torch
 from torch.optim import AdamW
 
 from trimtab.anatomy import Anatomy
 from trimtab.core.kinds import Seen
+from trimtab.core.places import Role
 from trimtab.core.seeds import Seeds
 from trimtab.formats import Dense
 from trimtab.formats.deltas import LowRankDelta
@@ -115,6 +118,23 @@ def test_s2ft_keeps_only_the_activations_that_it_needs() -> None:
     floats = sum(tensor.numel() for tensor in saved if tensor.is_floating_point())
     assert len(delta.chosen) == 13
     assert floats <= 13 * (len(x) + 24), "the chosen inputs and the columns, nothing else"
+
+
+@pytest.mark.parametrize(("role", "slices"), [(Role.V, "v"), (Role.UP, "vu")])
+def test_s2ft_of_channels_that_are_written_changes_no_others(role: Role, slices: str) -> None:
+    problem = layer(24, 16)
+    site = replace(problem.site, role=role)
+    method = S2ft(share=0.25, slices=slices)
+    assert method.wants(site)
+    assert not method.wants(replace(site, role=Role.DOWN))
+    delta = method.attach(Dense(problem.weight), drawn(), site)
+    with torch.no_grad():
+        delta.rows.normal_(generator=Seeds(1).at("rows"))
+    change = delta(problem.x, problem.x @ problem.weight.T, lambda: problem.weight)
+    assert set(change.abs().amax(0).nonzero()[:, 0].tolist()) == set(delta.chosen.tolist())
+    assert len(delta.chosen) == 6
+    merged = delta.merged(Dense(problem.weight.double())).weight
+    torch.testing.assert_close(problem.x.double() @ (merged - problem.weight.double()).T, change.double(), atol=1e-5, rtol=1e-5)
 
 
 def test_bone_changes_every_block_by_itself() -> None:

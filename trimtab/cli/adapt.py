@@ -102,7 +102,7 @@ def adapt(
 
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the adapter was trained beside.")],
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter folder, ours or peft's.")],
+    adapter: Annotated[list[str], typer.Argument(metavar="ADAPTER...", help="Adapter folders, ours or peft's; they add up.")],
     out: Annotated[str, typer.Option("-o", "--output-dir", metavar="OUT", help="Folder to write.")],
     any_base: Annotated[bool, typer.Option("--any-base", help="Also into another model of the same shapes.")] = False,
     dtype: Dtype = None,
@@ -111,7 +111,7 @@ def merge(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fold an adapter into its model, where that is exact; compressed matrices become sums."""
+    """Fold adapters into their model, where that is exact; compressed matrices become sums."""
     with working(quiet, verbose) as watch:
         from trimtab.host.adapt import merge as run
 

@@ -274,7 +274,7 @@ def _privately(job: _Job, privacy: Privacy, course: Course, deltas: Mapping[str,
 def _write(job: _Job, done: Adapted, deltas: Mapping[str, Delta], overwrite: bool, ready: Callable[[Path], None]) -> None:
     learned = curve(done.method, done.rows, done.tuned)
     if not isinstance(job.method, AdapterMethod):
-        receipt = receipt_with(job.folder, job.base.name, learned)
+        receipt = receipt_with(job.folder, job.base.name, [learned])
         checkpoint.save(job.model, job.tokenizer, job.out, overwrite=overwrite, receipt=receipt, ready=ready)
         return
     said = {"lesson": asdict(job.lesson), "trained_parameters": done.trained_parameters, "learned": learned}
@@ -284,7 +284,7 @@ def _write(job: _Job, done: Adapted, deltas: Mapping[str, Delta], overwrite: boo
 
 def merge(
     base: str | Path,
-    adapter: str | Path,
+    adapter: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     any_base: bool = False,
@@ -294,21 +294,25 @@ def merge(
 ) -> list[str]:
     """Folds an adapter, ours or peft's, into its model and writes that; the names of the matrices that changed.
 
-    Matrices of the base that are not plain become sums, where that is exact. any_base: also beside another model than the one
-    that it was trained beside. Raises `UsageError`, writing nothing, where folding would not be exact.
+    Changes of several adapters of one model add up. Matrices of the base that are not plain become sums, where that is exact.
+    any_base: also beside another model than the one that it was trained beside. Raises `UsageError`, writing nothing, where
+    folding would not be exact.
     """
     check_apart(base, out)
     check_target(out, overwrite)
     watch(Progress("load", 0, 1, str(base)))
     folder = checkpoint.local_folder(resolve_model(str(base), watch))
     opened, tokenizer = checkpoint.load(folder, None, dtype)
-    anatomy = Anatomy.of(opened)
-    adapters.read(anatomy, adapter, None if any_base else adapters.Base(_called(base), fingerprint(folder)))
-    changed = adapting.merge(anatomy)
-    receipt = receipt_with(folder, _called(base), adapters.learned(adapter))
+    beside = None if any_base else adapters.Base(_called(base), fingerprint(folder))
+    several, changed = [adapter] if isinstance(adapter, str | Path) else adapter, dict[str, None]()
+    for one in several:
+        anatomy = Anatomy.of(opened)
+        adapters.read(anatomy, one, beside)
+        changed |= dict.fromkeys(adapting.merge(anatomy))
+    receipt = receipt_with(folder, _called(base), [adapters.learned(one) for one in several])
     watch(Progress("save", 0, 1, str(out)))
     checkpoint.save(opened, tokenizer, out, overwrite=overwrite, receipt=receipt)
-    return changed
+    return list(changed)
 
 
 def as_trained(method: TrainedMethod | Method | str) -> TrainedMethod:

@@ -1,7 +1,7 @@
 """How a model learned, for its receipt: the losses of a training, beside what the receipt of its base says."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def curve(method: str, rows: int, tuned: Tuned) -> dict[str, Any]:
     return {"method": method, "rows": rows, "losses": tuned.losses, "validations": validations, **said}
 
 
-def receipt_with(base: Path, called: str, learned: Mapping[str, Any] | None) -> str | None:
+def receipt_with(base: Path, called: str, learned: Sequence[Mapping[str, Any] | None]) -> str | None:
     """receipt.json of a model that was trained from the one in `base`, or None where there is nothing to say.
 
     What was measured is left out: it was the base's. Raises `ModelError` for a receipt that is damaged.
@@ -28,7 +28,7 @@ def receipt_with(base: Path, called: str, learned: Mapping[str, Any] | None) -> 
     earlier = before.get("learned", [])
     if not isinstance(earlier, list):
         raise ModelError(f"{base / RECEIPT} is damaged: learned is no list; delete it, or write the model again")
-    curves = [*earlier, *([] if learned is None else [learned])]
+    curves = [*earlier, *(one for one in learned if one is not None)]
     if not before and not curves:
         return None
     kept = {name: value for name, value in before.items() if name != "measurements"}

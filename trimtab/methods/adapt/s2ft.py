@@ -1,9 +1,12 @@
-"""S2FT: a few input channels of the down projection are trained, all others stay.
+"""S2FT: a few channels of the model are trained, all others stay.
 
-y = W x + D x[chosen], D [out, chosen] zero at first. The chosen channels of the block are neurons drawn at random; only their
-activations are kept for the backward pass. Yang et al., NeurIPS 2024. Different: the same number in every block (there drawn
-from all blocks together), the down projections only, which is the authors' default, and no permutation: picking the
-channels by their numbers is the same function.
+y = W x + D x[chosen]       D [out, chosen], of matrices that read the channels: attention's output o, the down projection d
+y[chosen] = W x + D x       D [chosen, in], of matrices that write them: values v, the up projection u
+
+D is zero at first. The chosen channels are drawn at random; of a matrix that reads them only their activations are kept for the
+backward pass. Adapters whose channels are not the same add up without disturbing each other. Yang et al., NeurIPS 2024.
+Different: the same number in every block (there drawn from all blocks together), single channels of a head, and no permutation:
+picking channels by their numbers is the same function. The down projections alone are the authors' default.
 """
 
 from collections.abc import Callable
@@ -16,10 +19,18 @@ from torch import Tensor, nn
 
 from trimtab.core.card import Card, Claim
 from trimtab.core.kinds import LinearWeight, Seen
-from trimtab.core.knobs import rate
+from trimtab.core.knobs import rate, text
 from trimtab.core.places import Role, Site
 from trimtab.core.trained import AdapterMethod, Delta
-from trimtab.formats.deltas import added
+from trimtab.formats.deltas import added, device_of
+
+ROLES = {"v": Role.V, "o": Role.O, "u": Role.UP, "d": Role.DOWN}
+WRITERS = (Role.V, Role.UP)
+
+
+def _roles(slices: str) -> None:
+    if not slices or len(set(slices)) != len(slices) or not set(slices) <= ROLES.keys():
+        raise ValueError("slices are letters of v, o, u and d, each once")
 
 
 @dataclass(frozen=True)
@@ -44,17 +55,21 @@ class S2ft(AdapterMethod):
         ),
     )
 
-    share: float = rate("fraction of the input channels that are trained", 0.03, low=0.0001)
+    share: float = rate("fraction of a matrix' channels that are trained", 0.03, low=0.0001)
+    slices: str = text("whose channels: any of v, o, u and d (values, attention's output, up, down)", "d", _roles)
 
     def wants(self, site: Site) -> bool:
-        return site.role is Role.DOWN
+        return site.role in {ROLES[letter] for letter in self.slices}
 
-    def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> "ColumnsDelta":
-        out, inputs = site.shape
-        device = next(iter(weight.tensors().values())).device
-        count = max(1, round(self.share * inputs))
-        chosen = torch.randperm(inputs, generator=seen.generator)[:count].sort().values
-        return ColumnsDelta(chosen.to(device), torch.zeros(out, count, device=device))
+    def attach(self, weight: LinearWeight, seen: Seen, site: Site) -> "ColumnsDelta | RowsDelta":
+        (out, inputs), device = site.shape, device_of(weight)
+        writes = site.role in WRITERS
+        channels = out if writes else inputs
+        count = max(1, round(self.share * channels))
+        chosen = torch.randperm(channels, generator=seen.generator)[:count].sort().values.to(device)
+        if writes:
+            return RowsDelta(chosen, torch.zeros(count, inputs, device=device))
+        return ColumnsDelta(chosen, torch.zeros(out, count, device=device))
 
 
 class ColumnsDelta(Delta):
@@ -68,6 +83,26 @@ class ColumnsDelta(Delta):
         return F.linear(x[..., self.chosen], self.columns)
 
     def merged(self, weight: LinearWeight) -> LinearWeight:
-        columns = self.columns.detach()
-        picked = F.one_hot(self.chosen, weight.shape[1]).float()  # [chosen, in]
+        columns, picked = self.columns.detach(), _picked(self.chosen, weight.shape[1])
         return added(weight, columns.double() @ picked.double(), (columns, picked))
+
+
+class RowsDelta(Delta):
+    """rows [chosen, in] are added to those of the matrix that `chosen` names, [chosen] int64."""
+
+    def __init__(self, chosen: Tensor, rows: Tensor):
+        super().__init__()
+        self.chosen, self.rows = nn.Parameter(chosen, requires_grad=False), nn.Parameter(rows)
+
+    def forward(self, x: Tensor, product: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        change = F.linear(x, self.rows)
+        return change.new_zeros(product.shape).index_copy(-1, self.chosen, change)
+
+    def merged(self, weight: LinearWeight) -> LinearWeight:
+        rows, picked = self.rows.detach(), _picked(self.chosen, weight.shape[0]).mT
+        return added(weight, picked.double() @ rows.double(), (picked, rows))
+
+
+def _picked(chosen: Tensor, channels: int) -> Tensor:
+    """[chosen, channels], a one in every row."""
+    return F.one_hot(chosen, channels).float()

@@ -1,0 +1,139 @@
+"""LoRA's gradient in almost linear time: where does a polynomial of fixed degree still get it, and what does it cost?
+
+    python benchmarks/almost_linear.py          every length, size of entries and seed that has no line yet; some minutes
+    python benchmarks/almost_linear.py --quick  the shortest, one seed; nothing is kept
+
+One head of attention with a LoRA of rank 2 at queries, keys and values, on random tokens; the exponent is q . k / d. Queries and
+keys are scaled to the largest entry that is asked for, Gamma, given in sqrt(log tokens), where the theory has its threshold
+(arXiv:2406.03136). Errors are relative ones of the six factors' gradients taken together. One process for each line of
+`almost_linear.jsonl`; `ALMOST_LINEAR.md` is made from the lines. The probe `lora_limits` says on which side of the threshold the
+heads of a model are.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean, median
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ledger import Book, Job, Line, numbers, options, row
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+BOOK = Book(__file__, ("tokens", "size", "seed"))
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+SIZES = {4: 6, 8: 4}  # of a head -> degree of the polynomial: 210 and 495 features
+GAMMAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+RANK, TIMES = 2, 5
+
+
+def main() -> int:
+    return BOOK.drive(arguments(), jobs, measured, page)
+
+
+def jobs(given: argparse.Namespace) -> Iterator[Job]:
+    for size in SIZES:
+        for tokens in (tokens for tokens in LENGTHS if tokens <= given.most):
+            for seed in range(given.seeds):
+                fields = {"tokens": tokens, "size": size, "seed": seed}
+                yield Job(str(tokens), fields, {"size": size, "seed": seed})
+
+
+def measured(given: argparse.Namespace) -> Line:
+    import torch
+
+    from trimtab.core.seeds import Seeds
+    from trimtab.host.provenance import provenance
+    from trimtab.tensors.polynomial_attention import approximate, exact
+
+    torch.set_num_threads(given.threads)
+    tokens, size, degree = int(given.one), given.size, SIZES[given.size]
+    errors = {}
+    for gamma in GAMMAS:
+        head = Head(tokens, size, gamma * math.sqrt(math.log(tokens)), Seeds(given.seed).at("almost_linear", tokens, size))
+        wanted = head.gradients(exact)
+        found = head.gradients(lambda *given: approximate(*given, degree))
+        errors[str(gamma)] = float((found - wanted).norm() / wanted.norm())
+    seconds = {"exact": took(lambda: head.gradients(exact))}
+    seconds["polynomial"] = took(lambda: head.gradients(lambda *given: approximate(*given, degree)))
+    return {"degree": degree, "errors": errors, "seconds": seconds, **numbers(given, "threads"), **provenance()}
+
+
+class Head:
+    """Random tokens [tokens, size] through a head whose queries and keys are at most `largest` before the exponent is divided."""
+
+    def __init__(self, tokens: int, size: int, largest: float, draw: "Generator"):
+        import torch
+
+        def drawn(*shape: int) -> "Tensor":
+            return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+        self.x, self.upstream = drawn(tokens, size), drawn(tokens, size)
+        weights = [drawn(size, size) for _ in range(3)]
+        self.factors = [(drawn(size, RANK), drawn(RANK, size)) for _ in range(3)]
+        merged = [weight + left @ right for weight, (left, right) in zip(weights, self.factors, strict=True)]
+        self.given = [self.x @ one.mT for one in merged]
+        for number in range(2):
+            scale = largest / float(self.given[number].abs().max())
+            self.given[number] *= scale * size**-0.5
+            left, right = self.factors[number]
+            # The whole matrix is multiplied, half of it in either factor.
+            self.factors[number] = left * scale**0.5, right * scale**0.5
+
+    def gradients(self, attention: "Callable[..., tuple[Tensor, object]]") -> "Tensor":
+        """Of all left and right factors, in a row."""
+        import torch
+
+        _, by = attention(*self.given, self.upstream)
+        size, found = self.x.shape[1], []
+        for number, change in enumerate((by.query, by.key, by.value)):  # type: ignore[attr-defined]
+            left, right = self.factors[number]
+            by_matrix = change.mT @ self.x * (size**-0.5 if number < 2 else 1.0)  # [size, size]
+            found += [(by_matrix @ right.mT).flatten(), (left.mT @ by_matrix).flatten()]
+        return torch.cat(found)
+
+
+def took(run: Callable[[], object]) -> float:
+    """Median seconds of a run."""
+    seconds = []
+    for _ in range(TIMES):
+        begun = perf_counter()
+        run()
+        seconds.append(perf_counter() - begun)
+    return median(seconds)
+
+
+def page(found: Sequence[Line]) -> str:
+    head = (
+        "# LoRA's gradient through polynomials\n\n"
+        "Generated by `almost_linear.py` from `almost_linear.jsonl`, not edited by hand. Relative errors of the gradients of a "
+        "LoRA's factors at one head, for Gamma in sqrt(log tokens); means over seeds. "
+        f"{found[0]['threads']} threads, float64, median of {TIMES} runs.\n"
+    )
+    names = ["head", "tokens", "features", "seeds", *(f"error at {gamma:g}" for gamma in GAMMAS), "ms", "ms of attention"]
+    rows = [row(names), "|---" * len(names) + "|"]
+    for size, degree in SIZES.items():
+        for tokens in LENGTHS:
+            here = [line for line in found if (line["size"], line["tokens"]) == (size, tokens)]
+            if here:
+                lost = [f"{fmean(line['errors'][str(gamma)] for line in here):.1e}" for gamma in GAMMAS]
+                spent = [f"{1000 * fmean(line['seconds'][way] for line in here):.1f}" for way in ("polynomial", "exact")]
+                rows.append(row((size, tokens, math.comb(size + degree, degree), len(here), *lost, *spent)))
+    return "\n".join([head, *rows, ""])
+
+
+def arguments() -> argparse.Namespace:
+    parser = options(__doc__, "the shortest, one seed")
+    parser.add_argument("--most", type=int, default=LENGTHS[-1], help="the greatest length, tokens")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.quick:
+        given.most, given.seeds = LENGTHS[0], 1
+    return given
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
