@@ -113,11 +113,11 @@ def test_gates_learn_to_meet_the_budget():
 
 def test_every_stage_takes_its_part_and_blocks_that_turn_least_lose_most():
     _, pupil = begun(AdaptPrunerTuned(sparsity=0.4, units="neuron", steps=8, stages=4), tiny("llama"))
-    assert pupil.cuts == {0: 1, 2: 2, 4: 3, 6: 4}
+    assert pupil.behind == {0: 1, 2: 2, 4: 3, 6: 4}
     for learner in pupil.free.values():
         learner.weight.grad = torch.randn(learner.weight.shape, generator=torch.Generator().manual_seed(0))
     neurons = [gate for gate in pupil.gates if gate.coupling.unit is Unit.NEURON]
-    for step, stages in pupil.cuts.items():
+    for step, stages in pupil.behind.items():
         pupil.before_step(step, None)
         assert pupil.hidden
         pupil.cosines = [torch.tensor([0.9, 0.5, 0.7, 0.3], dtype=torch.float64)]
