@@ -41,6 +41,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "structured_ffn(keep=0.222)",
         "structured_ffn(keep=0.222, guided=0.0)",
         "structured_ffn(keep=0.222, structure='block_dense')",
+        "structured_ffn(keep=0.222, structure='block_shuffle', blocks=4)",
         "eugens 1 255",
         "eugens 2 127",
     ),

@@ -259,10 +259,9 @@ def test_phm_is_a_sum_of_kronecker_products():
         Phm(components=5).fits(SITE)
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("low_rank", 4), ("block_dense", 6)])
-def test_structured_ffn_counts_what_is_left_without_the_guide(kind, rank):
+@pytest.mark.parametrize(("kind", "rank", "per_rank"), [("low_rank", 4, 40), ("block_dense", 6, 32), ("block_shuffle", 8, 20)])
+def test_structured_ffn_counts_what_is_left_without_the_guide(kind, rank, per_rank):
     method = StructuredFFN(keep=0.5, structure=kind)
-    per_rank = 24 + (16 if kind == "low_rank" else 8)
     assert method.numbers(SITE.shape) == rank * per_rank
     structure = begun(method)
     assert trained_numbers(structure) == rank * per_rank + 24 * 16
@@ -270,7 +269,29 @@ def test_structured_ffn_counts_what_is_left_without_the_guide(kind, rank):
     assert trained_numbers(begun(StructuredFFN(keep=0.5, structure=kind, guided=0.0))) == rank * per_rank
 
 
-@pytest.mark.parametrize("kind", ["low_rank", "block_dense"])
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_shuffled_blocks_are_what_they_are_stored_as(blocks, keep):
+    structure, x = begun(StructuredFFN(structure="block_shuffle", blocks=blocks, keep=keep, guided=0.0)), drawn(5, 16)
+    stored = structure.result()
+    assert torch.allclose(structure(x), x @ stored.dense().T, atol=1e-5)
+    assert torch.allclose(structure.matrix(), stored.dense(), atol=1e-6)
+    met = min(blocks, structure.right.shape[1])  # blocks that an output hears of
+    assert (structure.matrix() != 0).sum(1).min() == 16 * met // blocks
+
+
+def test_shuffled_blocks_begin_as_large_as_a_matrix():
+    """From one block, where there is nothing to shuffle, to many."""
+    weight = drawn(96, 64)
+    for blocks in (1, 2, 4, 8):
+        method = StructuredFFN(structure="block_shuffle", blocks=blocks, keep=0.4, guided=0.0)
+        matrix = method.begin(weight, Seeds(blocks).at("b"), Site("a", Role.UP, (96, 64), 0)).matrix()
+        assert float(matrix.square().mean() / weight.square().mean()) == pytest.approx(1, abs=0.2)
+    with pytest.raises(UsageError, match="96 x 64, which 5 blocks"):
+        StructuredFFN(structure="block_shuffle", blocks=5).fits(Site("a", Role.UP, (96, 64), 0))
+
+
+@pytest.mark.parametrize("kind", ["low_rank", "block_dense", "block_shuffle"])
 def test_the_guide_begins_as_the_structure_and_leaves_without_a_trace(kind):
     method = StructuredFFN(structure=kind)
     structure, x = begun(method), drawn(8, 16)
